@@ -1,0 +1,25 @@
+"""Multi-agent reinforcement learning for clusters, on plain PyTorch distributed.
+
+Names are imported when first used: supervisors import this package too, and start without torch.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import Any
+
+_NAMES = {
+    "run": "marl_hpc.cli",
+    "Summary": "marl_hpc.job",
+    "load_policy": "marl_hpc.policies",
+    "Policy": "marl_hpc.policies",
+    "AgentInterface": "marl_hpc.agents",
+    "IndependentAgent": "marl_hpc.agents",
+}
+__all__ = ["AgentInterface", "IndependentAgent", "Policy", "Summary", "load_policy", "run"]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _NAMES:
+        raise AttributeError(f"module 'marl_hpc' has no attribute {name!r}")
+    return getattr(importlib.import_module(_NAMES[name]), name)

@@ -1,0 +1,140 @@
+"""The command: `marl-hpc train|resume|evaluate|report …`, or `python -m marl_hpc …` under any launcher.
+
+Signal handlers come before anything else is imported: a signal that arrives early is a stop, not the end of the process.
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from marl_hpc.comm.supervisor import receive_signals
+
+if TYPE_CHECKING:
+    from marl_hpc.config import Config
+    from marl_hpc.job import Summary
+
+USAGE = """usage: marl-hpc [train] OVERRIDES…      train; for example: marl-hpc env=mpe/simple_spread budget.env_steps=200000
+       marl-hpc resume RUN OVERRIDES…  continue a stopped run, or a finished one with a larger budget
+       marl-hpc report RUN             write RUN/report.html again
+       marl-hpc plan OVERRIDES…        print which rank would take which role, and stop
+the same words follow `python -m marl_hpc`, under torchrun, srun, mpiexec or alone; overrides are hydra's (key=value)"""
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Returns the exit status: 0 finished, 75 stopped with a checkpoint, 2 wrong configuration, 1 failed."""
+    signals = receive_signals()
+    arguments = list(sys.argv[1:] if arguments is None else arguments)
+    command = arguments.pop(0) if arguments and "=" not in arguments[0] else "train"
+    from marl_hpc.config import ConfigError
+
+    try:
+        if command == "train":
+            return _exit(_train(arguments, signals))
+        if command == "resume":
+            return _exit(_resume(arguments, signals))
+        if command == "report":
+            from marl_hpc.report import render
+
+            print(render(_run_folder(arguments)))
+            return 0
+        if command == "plan":
+            print(_plan(arguments))
+            return 0
+        print(USAGE, file=sys.stderr)
+        return 0 if command in ("-h", "--help", "help") else 2
+    except ConfigError as error:
+        print(f"wrong configuration: {error}", file=sys.stderr)
+        return 2
+
+
+def run(config: Config | list[str]) -> Summary:
+    """Train as the command does: `config` is a typed configuration or a list of overrides. Raises ConfigError where it is wrong.
+
+    SIGINT, SIGTERM and SIGUSR1 stop the run with a checkpoint while it lasts.
+    """
+    import signal
+
+    from marl_hpc.comm.zygote import SIGNALS
+    from marl_hpc.compose import compose
+    from marl_hpc.job import run_job
+
+    before = {number: signal.getsignal(number) for number in SIGNALS}
+    signals = receive_signals()
+    try:
+        overrides = config if isinstance(config, list) else []
+        return run_job(compose(config) if isinstance(config, list) else config, overrides, signals)
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _train(overrides: list[str], signals: list[int]) -> Summary:
+    from marl_hpc.compose import compose
+    from marl_hpc.job import run_job
+
+    return run_job(compose(overrides), overrides, signals)
+
+
+def _resume(arguments: list[str], signals: list[int]) -> Summary:
+    import yaml
+    from omegaconf import OmegaConf
+
+    from marl_hpc.compose import from_record
+    from marl_hpc.job import run_job
+
+    folder = _run_folder(arguments[:1])
+    record: Any = OmegaConf.create(yaml.safe_load((folder / "config.yaml").read_text()))
+    for item in arguments[1:]:
+        key, _, value = item.partition("=")
+        OmegaConf.update(record, key, yaml.safe_load(value))
+    record.run.dir, record.run.resume = str(folder), "auto"
+    return run_job(from_record(OmegaConf.to_container(record)), arguments, signals, resume_from=folder)  # type: ignore[arg-type]
+
+
+def _run_folder(arguments: list[str]) -> Path:
+    from marl_hpc.config import ConfigError
+
+    if not arguments or not (Path(arguments[0]) / "config.yaml").is_file():
+        raise ConfigError(f"expected a run's folder (with config.yaml in it); got {arguments[:1] or 'nothing'}")
+    return Path(arguments[0]).absolute()
+
+
+def _plan(overrides: list[str]) -> str:
+    import os
+
+    from marl_hpc.comm.launchers import identify
+    from marl_hpc.compose import compose
+    from marl_hpc.roles.assign import assign, count_roles, table
+
+    config = compose(overrides)
+    size = identify(os.environ).size or None
+    counts = count_roles(config.roles, size)
+    hosts = ["this host"] * sum(counts.values())
+    return table(assign(counts, hosts), hosts)
+
+
+def _exit(summary: Summary) -> int:
+    from marl_hpc.comm.launchers import identify
+
+    if summary.record:
+        print(_last_words(summary), file=sys.stderr)
+    if summary.status == "stopped" and identify().launcher == "torchrun":
+        return 0  # torchrun would start a stopped job again; summary.json says the truth
+    return summary.code
+
+
+def _last_words(summary: Summary) -> str:
+    record, evaluated = summary.record, summary.record["evaluate"]
+    lines = [f"{summary.status}: {record['exit_reason']}"]
+    if evaluated:
+        low, high = evaluated["mean_interval"]
+        lines.append(
+            f"evaluated return {evaluated['return_mean']:.2f} [{low:.2f}, {high:.2f}] over {evaluated['episodes']} episodes "
+            f"({evaluated['return_scale']}) at {evaluated['env_steps']:,} environment steps of {record['environment']['version']}"
+        )
+    lines.append(f"report: {summary.run_dir}/report.html")
+    if summary.status == "stopped":
+        lines.append(f"continue with: marl-hpc resume {summary.run_dir}")
+    return "\n".join(lines)

@@ -1,0 +1,76 @@
+"""What learners do among themselves: sums over the replicas of an interface, in a process group of their own."""
+
+from __future__ import annotations
+
+import datetime
+import socket
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import torch
+import torch.distributed as dist
+
+from marl_hpc.comm.peers import PeerLost
+
+
+class Alone:
+    """The exchange of a learner without replicas."""
+
+    size = 1
+    index = 0
+
+    def sum_(self, tensor: torch.Tensor) -> None:
+        """Nothing to add."""
+
+
+class Replicas:
+    """Sums over the replicas of one interface, by all-reduce; every replica gets the same bits."""
+
+    def __init__(self, group: Any, index: int, size: int) -> None:
+        self.group, self.index, self.size = group, index, size
+
+    def sum_(self, tensor: torch.Tensor) -> None:
+        try:
+            dist.all_reduce(tensor, group=self.group)
+        except RuntimeError as error:
+            raise PeerLost(f"another replica of this learner is gone: {str(error).splitlines()[0]}") from error
+
+
+def c10d_store(
+    host: bool, address: str, publish: Callable[[list[Any]], None], look_up: Callable[[], list[Any]], timeout_s: float
+) -> dist.Store:
+    """A c10d store for process groups: hosted by one rank, bound to one address only, at a port of the system's choice."""
+    timeout = datetime.timedelta(seconds=timeout_s)
+    if not host:
+        where, port = look_up()
+        return dist.TCPStore(where, port, None, False, timeout)
+    listener = socket.socket(socket.AF_INET, socket.SOCK_STREAM)
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    listener.bind((address, 0))
+    listener.listen(1024)
+    port = listener.getsockname()[1]
+    store = dist.TCPStore(address, port, None, True, timeout, wait_for_workers=False, master_listen_fd=listener.detach())
+    publish([address, port])
+    return store
+
+
+def join_learners(store: dist.Store, index: int, learners: int, cuda: bool, timeout_s: float) -> None:
+    """All learners' process group; sub-groups are made from it. gloo on CPUs, NCCL where tensors are on GPUs."""
+    backend = "cpu:gloo,cuda:nccl" if cuda else "gloo"
+    timeout = datetime.timedelta(seconds=timeout_s)
+    dist.init_process_group(backend, store=dist.PrefixStore("learners", store), rank=index, world_size=learners, timeout=timeout)
+
+
+def replicas(members: Mapping[str, Sequence[int]], index: int, learners: int, timeout_s: float) -> dict[str, Alone | Replicas]:
+    """The exchange of each interface that learner `index` hosts; `members` maps interfaces to learners. All learners call it alike."""
+    exchanges: dict[str, Alone | Replicas] = {}
+    for name, hosts in members.items():
+        if len(hosts) == 1:
+            group: Any = None
+        elif len(hosts) == learners:
+            group = dist.group.WORLD
+        else:
+            group = dist.new_group(list(hosts), timeout=datetime.timedelta(seconds=timeout_s))
+        if index in hosts:
+            exchanges[name] = Alone() if len(hosts) == 1 else Replicas(group, list(hosts).index(index), len(hosts))
+    return exchanges

@@ -1,0 +1,279 @@
+"""A rank's supervisor: starts its role process, judges it, starts it again, and keeps the launcher out of it. Torch-free.
+
+Launchers kill or restart everything when one process dies; they only ever see supervisors, which don't. Under a launcher a
+supervisor has one rank; without one it has all of them.
+
+What a role process can end with: 0 done; 75 stopped with a checkpoint; 1 its own exception, which ends the job; 3 a peer was lost,
+which isn't its fault. Anything else (a signal, a passed deadline) is a fault: a rollout worker is replaced alone, any other role
+raises the *generation*, and every role process starts again from the last complete checkpoint.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+from marl_hpc.comm.store import AnyStore, StoreLost
+from marl_hpc.comm.zygote import FAILED, LOST, SIGNALS, Stamp, Zygote
+from marl_hpc.config import Config
+
+STOPPED = 75  # EX_TEMPFAIL
+WRONG = 2
+SETTLE_S = 5.0  # how long role processes of an old generation, or a peer's supervisor, get before we act
+
+
+@dataclass(kw_only=True)
+class Child:
+    """A role process."""
+
+    rank: int
+    role: str
+    pid: int
+    generation: int
+    stamp: Stamp
+    killed_because: str | None = None
+    lost_since: float | None = None
+
+
+@dataclass(kw_only=True)
+class Supervisor:
+    """Supervises `ranks` of this process until the job has an outcome."""
+
+    store: AnyStore
+    config: Config
+    ranks: list[int]
+    roles: list[str]
+    job: dict[str, Any]  # what every role process is started with
+    zygote: Zygote
+    signals: list[int]  # received so far; appended to by the handlers
+    logs: Callable[[int], int]  # rank -> descriptor to write its output to
+    each_second: Callable[[], None] = lambda: None
+    before_generation: Callable[[int], None] | None = None  # rank 0: names the checkpoint that a generation starts from
+    lead: bool = False
+    children: dict[int, Child] = field(default_factory=dict)
+    faults: dict[int, list[float]] = field(default_factory=dict)
+    control: dict[str, Any] = field(default_factory=dict)
+    lost_store: str | None = None
+    stop_deadline: float | None = None
+    ended: dict[int, int] = field(default_factory=dict)  # rank -> last exit code
+    waiting: dict[int, int] = field(default_factory=dict)  # rank -> generation it waits to be started in
+    prepared: int = -1  # newest generation whose start is named
+
+    def run(self) -> dict[str, Any]:
+        """Returns the job's outcome: {"status": finished | stopped | failed, "reason": …}."""
+        threading.Thread(target=self._watch, daemon=True, name="control").start()
+        for rank in self.ranks:
+            self.waiting[rank] = 0
+        next_second = time.monotonic() + 1
+        while True:
+            self._pass_signals()
+            if self.lost_store:
+                self._kill_all(self.lost_store)
+                return {"status": "failed", "reason": self.lost_store}
+            outcome = self.control.get("control/outcome")
+            if outcome is not None:
+                self._kill_all("the job has ended")
+                return outcome
+            try:
+                self._tend()
+                if time.monotonic() >= next_second:
+                    next_second = time.monotonic() + 1
+                    self.each_second()
+            except StoreLost as error:
+                self.lost_store = str(error)
+
+    def _watch(self) -> None:
+        known: dict[str, Any] = {}
+        try:
+            while True:
+                known = self.store.watch("control/", known, 10.0)
+                self.control = known
+        except StoreLost as error:
+            self.lost_store = str(error)
+
+    def _pass_signals(self) -> None:
+        if self.signals and "control/stop" not in self.control:
+            name = signal.Signals(self.signals[0]).name
+            self.control = {
+                **self.control,
+                "control/stop": self.store.set_default("control/stop", f"{name} at rank {self.ranks[0]}"),
+            }
+
+    def _tend(self) -> None:
+        generation = self.control.get("control/generation", 0)
+        self._start_waiting(generation)
+        try:
+            for event in self.zygote.events(0.05):
+                if "exited" in event:
+                    self._exited(event["exited"], event["pid"], event["code"])
+        except ConnectionError:
+            self._lost_zygote()
+        for child in list(self.children.values()):
+            self._judge(child, generation)
+        if "control/stop" in self.control:
+            self._enforce_stop()
+        if self.lead:
+            self._conclude()
+
+    def _start_waiting(self, generation: int) -> None:
+        if self.before_generation is not None and self.prepared < generation and self.ranks[0] not in self.children:
+            self.before_generation(generation)
+            self.prepared = generation
+        for rank, wanted in list(self.waiting.items()):
+            if generation >= wanted and rank not in self.children:
+                del self.waiting[rank]
+                self._start(rank, generation)
+
+    def _start(self, rank: int, generation: int) -> None:
+        descriptor = os.memfd_create(f"marl_hpc-stamp-{rank}")
+        os.ftruncate(descriptor, Stamp.SIZE)
+        stamp = Stamp(descriptor)
+        timeouts = self.config.timeouts
+        stamp.expect_within(timeouts.start_s * timeouts.scale)
+        job = {**self.job, "rank": rank, "generation": generation}
+        log = self.logs(rank)
+        try:
+            self.zygote.start(rank, "marl_hpc.train:run_rank", job, log, descriptor)
+        finally:
+            os.close(log)
+            os.close(descriptor)
+        self.children[rank] = Child(rank=rank, role=self.roles[rank], pid=self._pid(rank), generation=generation, stamp=stamp)
+        self.ended.pop(rank, None)
+
+    def _pid(self, rank: int) -> int:
+        """The zygote answers a start at once; what else it says meanwhile is handled as usual."""
+        while True:
+            for event in self.zygote.events(1.0):
+                if "exited" in event:
+                    self._exited(event["exited"], event["pid"], event["code"])
+                elif event.get("started") == rank:
+                    return event["pid"]
+
+    def _exited(self, rank: int, pid: int, code: int) -> None:
+        child = self.children.pop(rank, None)
+        if child is None:
+            return
+        if code in (0, STOPPED):
+            self.ended[rank] = code
+            self.store.set(f"exit/{rank}", code)
+        elif code == FAILED and child.killed_because is None:
+            failure = self.store.get(f"failure/{rank}") or f"see logs/rank_{rank}.log"
+            self._decide("failed", f"rank {rank} ({child.role}) failed:\n{failure}")
+        elif code == LOST:
+            # somebody else's fault raises the generation; if nobody does, the connection itself is at fault
+            self.children[rank] = child
+            child.lost_since = time.monotonic()
+        else:
+            text = child.killed_because or (f"killed by {signal.Signals(-code).name}" if code < 0 else f"exit status {code}")
+            self._fault(child, text)
+
+    def _judge(self, child: Child, generation: int) -> None:
+        if child.lost_since is not None:
+            if generation > child.generation:
+                del self.children[child.rank]
+                self.waiting[child.rank] = generation
+            elif time.monotonic() - child.lost_since > SETTLE_S:
+                del self.children[child.rank]
+                self._fault(child, "lost contact with a peer that is alive")
+            return
+        if child.killed_because is not None:
+            return
+        if generation > child.generation and child.stamp.overdue_s < 0:
+            # it leaves by itself; from now on it has SETTLE_S to do so
+            child.stamp.expect_within(min(SETTLE_S, -child.stamp.overdue_s))
+        if child.stamp.overdue_s > 0:
+            self._kill(child, "showed no progress before its deadline")
+
+    def _fault(self, child: Child, text: str) -> None:
+        if "control/stop" in self.control:
+            self.ended[child.rank] = STOPPED
+            self.store.set(f"exit/{child.rank}", STOPPED)
+            if not child.role.startswith("rollout"):
+                self.store.set_default("control/abandoned", f"rank {child.rank} ({child.role}) {text} while stopping")
+            return
+        limits = self.config.faults
+        recent = [t for t in self.faults.get(child.rank, []) if time.monotonic() - t < limits.window_s] + [time.monotonic()]
+        self.faults[child.rank] = recent
+        line = f"rank {child.rank} ({child.role}) {text}"
+        self.store.set(f"fault/{child.rank}/{len(recent)}/{time.time():.3f}", line)
+        if len(recent) > limits.limit:
+            self._decide(
+                "failed",
+                f"{line}: fault {len(recent)} within {limits.window_s:.0f} s, faults.limit={limits.limit}; see logs/rank_{child.rank}.log",
+            )
+        elif child.generation < self.control.get("control/generation", 0):
+            self.waiting[child.rank] = child.generation + 1
+        elif child.role.startswith("rollout") and self.config.cluster.membership == "elastic":
+            self.waiting[child.rank] = child.generation
+        else:
+            self.waiting[child.rank] = child.generation + 1
+            self.store.raise_to("control/generation", child.generation + 1)
+
+    def _lost_zygote(self) -> None:
+        """All role processes of this supervisor died with it."""
+        self.zygote.close()
+        self.zygote = Zygote()
+        for child in list(self.children.values()):
+            del self.children[child.rank]
+            if child.lost_since is None:
+                self._fault(child, "died with the process it was forked from")
+            else:
+                self.waiting[child.rank] = child.generation
+
+    def _enforce_stop(self) -> None:
+        if self.stop_deadline is None:
+            self.stop_deadline = time.monotonic() + self.config.run.grace_s
+        gone_wrong = self.control.get("control/abandoned")
+        for rank in list(self.waiting):  # nobody starts any more
+            del self.waiting[rank]
+            self.ended[rank] = STOPPED
+            self.store.set(f"exit/{rank}", STOPPED)
+        for child in list(self.children.values()):
+            if child.lost_since is not None:
+                del self.children[child.rank]
+                self._fault(child, "lost contact")
+            elif gone_wrong or time.monotonic() > self.stop_deadline:
+                self._kill(child, f"didn't stop within run.grace_s={self.config.run.grace_s:g}")
+
+    def _conclude(self) -> None:
+        codes = self.store.scan("exit/")
+        if len(codes) == len(self.roles):
+            stopped = codes["exit/0"] == STOPPED
+            reason = f"stopped by {self.control.get('control/stop', 'its learner')}" if stopped else "finished"
+            self._decide("stopped" if stopped else "finished", reason)
+
+    def _decide(self, status: str, reason: str) -> None:
+        self.store.set_default("control/outcome", {"status": status, "reason": reason})
+
+    def _kill(self, child: Child, reason: str) -> None:
+        if child.killed_because is None:
+            child.killed_because = reason
+            with contextlib.suppress(ProcessLookupError):  # its end is already on the way to us
+                os.killpg(child.pid, signal.SIGKILL)
+
+    def _kill_all(self, reason: str) -> None:
+        for child in self.children.values():
+            self._kill(child, reason)
+        until = time.monotonic() + SETTLE_S
+        alive = [child for child in self.children.values() if child.lost_since is None]
+        try:
+            while alive and time.monotonic() < until:
+                gone = {event["pid"] for event in self.zygote.events(0.05) if "exited" in event}
+                alive = [child for child in alive if child.pid not in gone]
+        except ConnectionError:
+            pass  # the zygote is gone, and they with it
+
+
+def receive_signals() -> list[int]:
+    """Install handlers that note SIGTERM, SIGINT and SIGUSR1, as early as possible; returns the list that they fill."""
+    received: list[int] = []
+    for number in SIGNALS:
+        signal.signal(number, lambda number, frame: received.append(number))
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
+    return received

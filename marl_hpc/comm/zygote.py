@@ -1,0 +1,177 @@
+"""A warm process from which role processes are forked.
+
+Importing torch takes seconds; the zygote does it once, before it has any thread, and a fork then takes milliseconds: so a lost
+worker is back at once, and the ranks of a laptop share one import. It runs nothing itself. Torch-free until it preloads.
+
+Messages are JSON over a socket pair. To the zygote: {"start": rank, "entry": "module:function", "job": …} with two file descriptors
+(log pipe, stamp). From it: {"warm": true}, {"started": rank, "pid": …}, {"exited": rank, "pid": …, "code": …}.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import importlib
+import json
+import mmap
+import os
+import select
+import signal
+import socket
+import struct
+import subprocess
+import sys
+import time
+import traceback
+from typing import Any
+
+PR_SET_PDEATHSIG, PR_SET_CHILD_SUBREAPER = 1, 36  # linux/prctl.h
+SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
+FAILED, LOST = 1, 3  # exit codes of a role process: its own exception; a peer was lost
+
+
+class Stamp:
+    """A deadline in memory shared with the supervisor: when it passes, the process counts as hung.
+
+    The role's main loop moves it on; a heartbeat thread would go on beating through a deadlock.
+    """
+
+    SIZE = 8
+
+    def __init__(self, descriptor: int) -> None:
+        self.memory = mmap.mmap(descriptor, self.SIZE)
+
+    def expect_within(self, seconds: float) -> None:
+        struct.pack_into("d", self.memory, 0, time.monotonic() + seconds)
+
+    @property
+    def overdue_s(self) -> float:
+        return time.monotonic() - struct.unpack_from("d", self.memory, 0)[0]
+
+
+class Zygote:
+    """The supervisor's end."""
+
+    def __init__(self) -> None:
+        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        self.socket = ours
+        command = [sys.executable, "-m", "marl_hpc.comm.zygote", str(theirs.fileno()), str(os.getpid())]
+        self.process = subprocess.Popen(command, pass_fds=[theirs.fileno()], stdin=subprocess.DEVNULL, start_new_session=True)
+        theirs.close()
+
+    def start(self, rank: int, entry: str, job: dict[str, Any], log: int, stamp: int) -> None:
+        """Fork a process that runs `entry(job)`; its output goes to the pipe `log`."""
+        message = json.dumps({"start": rank, "entry": entry, "job": job}).encode()
+        socket.send_fds(self.socket, [message], [log, stamp])
+
+    def events(self, timeout_s: float) -> list[dict[str, Any]]:
+        """What has happened. Raises ConnectionError when the zygote itself is gone."""
+        found = []
+        while select.select([self.socket], [], [], 0 if found else timeout_s)[0]:
+            message = self.socket.recv(1 << 16)
+            if not message:
+                raise ConnectionError(f"the zygote (pid {self.process.pid}) died; the role processes it forked died with it")
+            found.append(json.loads(message))
+        return found
+
+    def close(self) -> None:
+        self.socket.close()
+        self.process.kill()
+        self.process.wait()
+
+
+def main() -> None:
+    channel = socket.socket(fileno=int(sys.argv[1]))
+    supervisor = int(sys.argv[2])
+    prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+    prctl(PR_SET_CHILD_SUBREAPER, 1)  # what a role process leaves behind comes to us, and is ended
+    if os.getppid() != supervisor:
+        return  # it died before we asked to die with it
+    for number in SIGNALS:
+        signal.signal(number, signal.SIG_IGN)
+    wake, woken = os.pipe()
+    os.set_blocking(woken, False)
+    signal.set_wakeup_fd(woken)
+    signal.signal(signal.SIGCHLD, lambda *_: None)
+    importlib.import_module("marl_hpc.train")
+    channel.send(json.dumps({"warm": True}).encode())
+    children: dict[int, int] = {}  # pid -> rank
+    while True:
+        readable, _, _ = select.select([channel, wake], [], [])
+        if wake in readable:
+            os.read(wake, 4096)
+            reap(children, channel)
+        if channel in readable:
+            message, descriptors, _, _ = socket.recv_fds(channel, 1 << 24, 2)
+            if not message:
+                return
+            request = json.loads(message)
+            pid = os.fork()
+            if pid == 0:
+                signal.set_wakeup_fd(-1)
+                for descriptor in (channel.detach(), wake, woken):
+                    os.close(descriptor)
+                role_process(request, descriptors, supervisor)
+            children[pid] = request["start"]
+            for descriptor in descriptors:
+                os.close(descriptor)
+            channel.send(json.dumps({"started": request["start"], "pid": pid}).encode())
+
+
+def reap(children: dict[int, int], channel: socket.socket) -> None:
+    """Report role processes that have ended, and end what they left behind."""
+    while True:
+        try:
+            pid, status = os.waitpid(-1, os.WNOHANG)
+        except ChildProcessError:
+            return
+        if pid == 0:
+            break
+        if pid in children:
+            kill_group(pid)
+            channel.send(json.dumps({"exited": children.pop(pid), "pid": pid, "code": os.waitstatus_to_exitcode(status)}).encode())
+    # an orphan that left its group with setsid has been handed to us: it belongs to no living role process
+    for path in os.listdir("/proc/self/task"):
+        with open(f"/proc/self/task/{path}/children") as file:
+            for orphan in [int(word) for word in file.read().split()]:
+                if orphan not in children:
+                    os.kill(orphan, signal.SIGKILL)
+
+
+def kill_group(pid: int) -> None:
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(pid, signal.SIGKILL)
+
+
+def role_process(request: dict[str, Any], descriptors: list[int], supervisor: int) -> None:
+    """The forked process: its own group, output into the log, signals passed to the supervisor, then the role. Never returns."""
+    code = FAILED
+    try:
+        os.setpgid(0, 0)
+        prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+        signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+        for number in SIGNALS:
+            signal.signal(number, lambda number, frame: os.kill(supervisor, number))
+        for target in (1, 2):
+            os.dup2(descriptors[0], target)
+        sys.stdout = os.fdopen(1, "w", buffering=1, closefd=False)
+        sys.stderr = os.fdopen(2, "w", buffering=1, closefd=False)
+        os.close(descriptors[0])
+        module, _, function = request["entry"].partition(":")
+        code = getattr(importlib.import_module(module), function)(request["job"], Stamp(descriptors[1]))
+    except BaseException:
+        traceback.print_exc()
+    finally:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        # without running destructors: those of gloo and TensorPipe wait for peers that may be gone
+        os._exit(code)
+
+
+def prctl(option: int, value: int) -> None:
+    if ctypes.CDLL(None, use_errno=True).prctl(option, value) != 0:
+        raise OSError(ctypes.get_errno(), f"prctl({option}, {value})")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,167 @@
+"""The typed configuration: one frozen dataclass a section, each default in one place.
+
+The `algorithm` and `env` sections stay plain dicts here: they are typed by the dataclass or the function signature that stands
+beside the code they configure, once that code is imported. Imports nothing of ours and no torch: supervisors read it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+
+class ConfigError(ValueError):
+    """The user asked for something that can't be: exit status 2, before any rank starts."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Run:
+    dir: str | None = None  # default: runs/<env>-<algorithm>-<time>
+    resume: str = "default"  # auto | never | a checkpoint's or run's path; default: auto where a launcher restarts us, else never
+    grace_s: float = 20.0  # torchrun and SLURM kill 30 s after their signal; a stop has to be on disk before
+    stop_before_end_s: float = 120.0  # stop by ourselves this long before the SLURM time limit
+
+
+@dataclass(frozen=True, kw_only=True)
+class Budget:
+    env_steps: int = 1_000_000
+    seconds: float | None = None
+    return_mean: float | None = None  # a goal: the run ends when an evaluation reaches it
+
+
+@dataclass(frozen=True, kw_only=True)
+class Roles:
+    learner: int | None = None
+    rollout: int | None = None
+    parameter: int | None = None
+    dataset: int | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Rollout:
+    envs: int = 16  # copies of the environment per rollout worker
+    fragment: int = 100  # steps of each copy in one fragment
+    max_lag: int = 1  # 0: strict lockstep; 1: fragment k+1 is collected with version k while the learner works on fragment k
+
+
+@dataclass(frozen=True, kw_only=True)
+class Checkpoint:
+    every_steps: int = 100_000
+    keep: int = 2
+
+
+@dataclass(frozen=True, kw_only=True)
+class Evaluate:
+    every_steps: int = 20_000
+    episodes: int = 20
+    final_episodes: int = 100
+    greedy: bool = False  # act by the most likely action instead of sampling
+
+
+@dataclass(frozen=True, kw_only=True)
+class Cluster:
+    interface: str | None = None  # network interface; default: the one on the route to the store
+    membership: str = "elastic"  # elastic | static: how RPC peers join (static: any fault restarts all role processes)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Timeouts:
+    scale: float = 1.0  # multiplies every deadline below
+    start_s: float = 180.0
+    step_s: float = 60.0
+    checkpoint_s: float = 600.0
+    collective_s: float = 60.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Faults:
+    limit: int = 5  # faults of one role within window_s before the job gives up
+    window_s: float = 600.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Named:
+    """A choice from a registry that takes no options of its own."""
+
+    name: str = "none"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Config:
+    seed: int = 0
+    run: Run = field(default_factory=Run)
+    budget: Budget = field(default_factory=Budget)
+    env: dict[str, Any] = field(default_factory=dict)
+    algorithm: dict[str, Any] = field(default_factory=dict)
+    paradigm: Named = field(default_factory=lambda: Named(name="independent"))
+    sync: Named = field(default_factory=lambda: Named(name="bsp"))
+    # shared: agents with equal spaces share a policy | separate: one policy each | {agent: group}
+    groups: Any = "shared"
+    roles: Roles = field(default_factory=Roles)
+    rollout: Rollout = field(default_factory=Rollout)
+    checkpoint: Checkpoint = field(default_factory=Checkpoint)
+    evaluate: Evaluate = field(default_factory=Evaluate)
+    cluster: Cluster = field(default_factory=Cluster)
+    timeouts: Timeouts = field(default_factory=Timeouts)
+    faults: Faults = field(default_factory=Faults)
+    logger: Named = field(default_factory=Named)
+    device: str = "auto"  # auto | cpu | cuda
+    dtype: str = "float32"  # float32 | float64
+    world: str = "processes"  # processes | inline
+
+
+CHOICES = {
+    "sync.name": ("bsp",),
+    "cluster.membership": ("elastic", "static"),
+    "logger.name": ("none", "wandb"),
+    "device": ("auto", "cpu", "cuda"),
+    "dtype": ("float32", "float64"),
+    "world": ("processes", "inline"),
+}
+
+POSITIVE = (
+    "budget.env_steps", "rollout.envs", "rollout.fragment", "checkpoint.every_steps", "checkpoint.keep", "evaluate.every_steps",
+    "evaluate.episodes", "evaluate.final_episodes", "timeouts.scale", "timeouts.start_s", "timeouts.step_s",
+    "timeouts.checkpoint_s", "timeouts.collective_s", "run.grace_s", "faults.window_s",
+)  # fmt: skip
+
+
+def lookup(config: Any, key: str) -> Any:
+    for part in key.split("."):
+        config = getattr(config, part)
+    return config
+
+
+def validate(config: Config) -> Config:
+    """Check what types alone can't. Raises ConfigError naming key, value and choices."""
+    for key, choices in CHOICES.items():
+        value = lookup(config, key)
+        if value not in choices:
+            raise ConfigError(f"{key}={value!r} is not a choice; choose one of: {', '.join(choices)}")
+    for key in POSITIVE:
+        if not lookup(config, key) > 0:
+            raise ConfigError(f"{key}={lookup(config, key)} must be greater than 0")
+    if config.rollout.max_lag not in (0, 1):
+        raise ConfigError(f"rollout.max_lag={config.rollout.max_lag} is not a choice; 0 (strict lockstep) or 1 (overlap)")
+    for role in ("learner", "rollout", "parameter", "dataset"):
+        count = getattr(config.roles, role)
+        if count is not None and count < 1:
+            raise ConfigError(f"roles.{role}={count}: every role needs at least one rank; leave it unset or give 1 or more")
+    if "name" not in config.env:
+        raise ConfigError("env.name is missing; choose an environment, for example env=mpe/simple_spread")
+    if "name" not in config.algorithm:
+        raise ConfigError("algorithm.name is missing; choose an algorithm, for example algorithm=ppo")
+    return config
+
+
+def fingerprint(config: Config) -> str:
+    """A hash over what decides which policies come out: a checkpoint of one fingerprint continues under the same one only.
+
+    Where and how long to run, with how many ranks, and how to log or evaluate may change from one attempt to the next.
+    """
+    record = asdict(config)
+    for key in ("run", "budget", "roles", "cluster", "timeouts", "faults", "logger", "evaluate", "checkpoint", "world", "device"):
+        del record[key]
+    return hashlib.sha256(json.dumps(record, sort_keys=True).encode()).hexdigest()[:16]

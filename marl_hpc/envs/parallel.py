@@ -1,0 +1,139 @@
+"""PettingZoo's parallel API, stepped in batches.
+
+One idea: a copy is a plain PettingZoo environment; this class only moves its dicts into preallocated [B, N, …] arrays and back.
+Dead agents keep their place with zeros and `active` false. Episodes end for a copy when no agent is left.
+"""
+
+from __future__ import annotations
+
+import importlib.metadata
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from marl_hpc.envs.grouping import group_agents
+from marl_hpc.types import EnvSpec, GroupSpec, Step
+
+
+class ParallelBatch:
+    """B copies of a PettingZoo parallel environment as an `EnvBatch`."""
+
+    def __init__(self, name: str, envs: list[Any], groups: str | Mapping[str, str] = "shared") -> None:
+        first = envs[0]
+        if not hasattr(first, "possible_agents") or not hasattr(first, "observation_space"):
+            raise TypeError(
+                f"env.name={name!r} returned {type(first).__name__}; expected a PettingZoo parallel environment "
+                "(possible_agents, observation_space(agent), reset, step) or a function that takes copies and groups"
+            )
+        if not callable(getattr(first, "step", None)) or hasattr(first, "agent_iter"):
+            raise TypeError(f"env.name={name!r} is a turn-based (AEC) environment; return its parallel version")
+        agents = tuple(first.possible_agents)
+        _, infos = first.reset(seed=0)
+        masked = [agent for agent in agents if "action_mask" in infos.get(agent, {})]
+        observation_spaces = {agent: first.observation_space(agent) for agent in agents}
+        action_spaces = {agent: first.action_space(agent) for agent in agents}
+        self.spec = EnvSpec(
+            name=name,
+            version=version_of(first),
+            groups=group_agents(agents, observation_spaces, action_spaces, groups, masked),
+        )
+        self.copies = len(envs)
+        self.envs = envs
+        self._place = {agent: (group.name, i) for group in self.spec.groups for i, agent in enumerate(group.agents)}
+        self._discrete = {agent: self.spec.group(g).action_space.kind == "discrete" for agent, (g, _) in self._place.items()}
+        self._one_hot = {agent: getattr(observation_spaces[agent], "n", 0) for agent in agents}
+        self._current = self._empty()
+
+    def reset(self, copies: list[int], seeds: list[int]) -> None:
+        for copy, seed in zip(copies, seeds, strict=True):
+            for place in self._place.values():
+                self._clear(copy, *place, self._current)
+            observations, infos = self.envs[copy].reset(seed=seed)
+            for agent in self.envs[copy].agents:
+                self._write(copy, agent, observations[agent], infos.get(agent, {}), self._current)
+
+    def observe(self) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray], dict[str, np.ndarray]]:
+        """Copies of the current (observation, action_mask, active), by group."""
+        observation, mask, active = self._current
+        return tuple({name: array.copy() for name, array in part.items()} for part in (observation, mask, active))  # type: ignore[return-value]
+
+    def step(self, actions: Mapping[str, np.ndarray]) -> Step:
+        groups = self.spec.groups
+        reward = {g.name: np.zeros((self.copies, len(g.agents)), np.float64) for g in groups}
+        terminated = {g.name: np.zeros((self.copies, len(g.agents)), bool) for g in groups}
+        truncated = {g.name: np.zeros((self.copies, len(g.agents)), bool) for g in groups}
+        over = np.zeros(self.copies, bool)
+        for copy, env in enumerate(self.envs):
+            living = list(env.agents)
+            chosen = {}
+            for agent in living:
+                group, i = self._place[agent]
+                action = actions[group][copy, i]
+                chosen[agent] = int(action) if self._discrete[agent] else action
+            observations, rewards, terminations, truncations, infos = env.step(chosen)
+            for agent in living:
+                group, i = self._place[agent]
+                reward[group][copy, i] = rewards.get(agent, 0.0)
+                ended, cut = bool(terminations.get(agent, False)), bool(truncations.get(agent, False))
+                terminated[group][copy, i], truncated[group][copy, i] = ended, cut and not ended
+                # an agent that leaves without an observation of its own bootstraps from nothing: it counts as terminated
+                if agent in observations:
+                    self._write(copy, agent, observations[agent], infos.get(agent, {}), self._current)
+                elif not ended:
+                    terminated[group][copy, i], truncated[group][copy, i] = True, False
+                if ended or cut or agent not in env.agents:
+                    self._current[2][group][copy, i] = False
+            for agent in env.agents:
+                if agent not in living:  # born in this step
+                    self._write(copy, agent, observations[agent], infos.get(agent, {}), self._current)
+            over[copy] = not env.agents or all(terminations.get(a, False) or truncations.get(a, False) for a in env.agents)
+        observation, mask, active = self.observe()
+        return Step(observation, mask, active, reward, terminated, truncated, over)
+
+    def close(self) -> None:
+        for env in self.envs:
+            env.close()
+
+    def _empty(self) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray], dict[str, np.ndarray]]:
+        def zeros(group: GroupSpec, shape: tuple[int, ...], dtype: Any) -> np.ndarray:
+            return np.zeros((self.copies, len(group.agents), *shape), dtype)
+
+        groups = self.spec.groups
+        return (
+            {g.name: zeros(g, g.observation_shape, np.float32) for g in groups},
+            {g.name: zeros(g, (g.action_space.n,), bool) for g in groups if g.action_mask},
+            {g.name: zeros(g, (), bool) for g in groups},
+        )
+
+    def _clear(self, copy: int, group: str, i: int, where: tuple[dict[str, np.ndarray], ...]) -> None:
+        observation, mask, active = where
+        observation[group][copy, i] = 0
+        active[group][copy, i] = False
+        if group in mask:
+            mask[group][copy, i] = True  # a dead agent's choice is thrown away; an empty mask would make it NaN
+
+    def _write(self, copy: int, agent: str, seen: Any, info: Mapping[str, Any], where: tuple[dict[str, np.ndarray], ...]) -> None:
+        observation, mask, active = where
+        group, i = self._place[agent]
+        if group in mask:
+            legal = seen["action_mask"] if isinstance(seen, Mapping) else info.get("action_mask")
+            mask[group][copy, i] = True if legal is None else np.asarray(legal, bool)
+        if isinstance(seen, Mapping):
+            seen = seen["observation"]
+        if self._one_hot[agent]:
+            seen = np.eye(self._one_hot[agent], dtype=np.float32)[int(seen)]
+        observation[group][copy, i] = seen
+        active[group][copy, i] = True
+
+
+def version_of(env: Any) -> str:
+    """Package, its version and the environment's own name, for results: published numbers depend on all three."""
+    inner = getattr(env, "unwrapped", env)
+    package = type(inner).__module__.partition(".")[0]
+    try:
+        release = importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        release = "local"
+    named = (getattr(env, "metadata", None) or {}).get("name") or type(inner).__name__
+    return f"{package} {release} {named}"

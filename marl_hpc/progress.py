@@ -1,0 +1,64 @@
+"""What a person sees while a run goes on: one line that is rewritten on a terminal, plain lines elsewhere. Torch-free."""
+
+from __future__ import annotations
+
+import shutil
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+from marl_hpc.comm.store import AnyStore
+
+PLAIN_EVERY_S = 10.0
+
+
+class Progress:
+    def __init__(self, store: AnyStore, layout: str, run_dir: Path) -> None:
+        self.store, self.terminal = store, sys.stderr.isatty()
+        self.last_plain = 0.0
+        self.last: Any = None
+        self.faults: set[str] = set()
+        self.line_open = False
+        self.say(f"run folder: {run_dir}\n{layout}")
+
+    def say(self, text: str) -> None:
+        """A line that stays."""
+        if self.line_open:
+            print(file=sys.stderr)
+            self.line_open = False
+        print(text, file=sys.stderr, flush=True)
+
+    def show(self) -> None:
+        """Called each second."""
+        for key, text in self.store.scan("fault/").items():
+            if key not in self.faults:
+                self.faults.add(key)
+                self.say(f"fault: {text}")
+        record = self.store.get("progress")
+        if record is None or record == self.last:
+            return
+        if self.terminal:
+            self.last = record
+            print(f"\r\x1b[K{self.format(record)[: shutil.get_terminal_size().columns - 1]}", end="", file=sys.stderr, flush=True)
+            self.line_open = True
+        elif time.monotonic() - self.last_plain > PLAIN_EVERY_S:
+            self.last, self.last_plain = record, time.monotonic()
+            self.say(self.format(record))
+
+    def close(self) -> None:
+        record = self.store.get("progress")
+        if record is not None:
+            self.say(self.format(record))
+
+    @staticmethod
+    def format(record: dict[str, Any]) -> str:
+        def number(value: float | None) -> str:
+            return "–" if value is None else f"{value:.2f}"
+
+        left = int(record["left_s"])
+        return (
+            f"{100 * record['env_steps'] / record['budget']:5.1f} % · {record['env_steps']:,} env steps · {record['env_steps_per_s']:,.0f}/s · "
+            f"update {record['updates']} · return {number(record['train_return'])} (evaluated {number(record['evaluate_return'])}) · "
+            f"{left // 60}:{left % 60:02d} left"
+        )

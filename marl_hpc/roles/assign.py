@@ -1,0 +1,84 @@
+"""From ranks to roles: a pure function, printable as a table. Torch-free."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+from marl_hpc.config import ConfigError, Roles
+
+KINDS = ("learner", "rollout", "parameter", "dataset")
+
+
+class Role(NamedTuple):
+    kind: str
+    index: int
+
+    def __str__(self) -> str:
+        return f"{self.kind}/{self.index}"
+
+
+def count_roles(roles: Roles, world_size: int | None) -> dict[str, int]:
+    """How many ranks each role gets. `world_size` is what a launcher gave, None when we may start as many as are asked for.
+
+    Unset roles share what is left: one parameter and one dataset shard for every 16 ranks, one learner for every 8, rollout workers
+    the rest. Raises ConfigError when the numbers can't be met.
+
+    >>> count_roles(Roles(), None)
+    {'learner': 1, 'rollout': 1, 'parameter': 1, 'dataset': 1}
+    >>> count_roles(Roles(), 16)
+    {'learner': 2, 'rollout': 12, 'parameter': 1, 'dataset': 1}
+    """
+    asked = {kind: getattr(roles, kind) for kind in KINDS}
+    if world_size is None:
+        return {kind: 1 if count is None else count for kind, count in asked.items()}
+    counts = {
+        "learner": asked["learner"] or max(1, world_size // 8),
+        "parameter": asked["parameter"] or max(1, world_size // 16),
+        "dataset": asked["dataset"] or max(1, world_size // 16),
+    }
+    others = sum(counts.values())
+    counts["rollout"] = asked["rollout"] or max(1, world_size - others)
+    total = others + counts["rollout"]
+    if total != world_size:
+        text = " + ".join(f"{counts[kind]} {kind}" for kind in KINDS)
+        rest = world_size - others
+        advice = f"set roles.rollout={rest}" if rest > 0 else f"start at least {others + 1} ranks, or one rank with world=inline"
+        raise ConfigError(f"roles ask for {total} ranks ({text}) but the launcher started {world_size}; {advice}")
+    return {kind: counts[kind] for kind in KINDS}
+
+
+def assign(counts: dict[str, int], hosts: Sequence[str], gpus: Sequence[int] | None = None) -> list[Role]:
+    """The role of each rank; `hosts[rank]` is its host, `gpus[rank]` how many GPUs it sees.
+
+    Rank 0 is always learner 0; further learners take ranks with a GPU first. Shards are spread over hosts, beginning with the
+    learners'. Rollout workers are the rest, in rank order.
+
+    >>> [str(role) for role in assign(dict(learner=1, rollout=1, parameter=1, dataset=1), ["a"] * 4)]
+    ['learner/0', 'rollout/0', 'parameter/0', 'dataset/0']
+    """
+    size = len(hosts)
+    gpus = list(gpus or [0] * size)
+    assert sum(counts.values()) == size, "counts come from count_roles"
+    roles: dict[int, Role] = {}
+    by_gpu = [0, *sorted(range(1, size), key=lambda rank: (gpus[rank] == 0, rank))]
+    for index, rank in enumerate(by_gpu[: counts["learner"]]):
+        roles[rank] = Role("learner", index)
+    order = list(dict.fromkeys([hosts[rank] for rank in roles] + list(hosts)))
+    for kind in ("dataset", "parameter"):
+        for index in range(counts[kind]):
+            preferred = order[index % len(order) :] + order[: index % len(order)]
+            # the last free rank of a host: with one host this keeps rollout workers next to the learners
+            rank = next(r for host in preferred for r in reversed(range(size)) if r not in roles and hosts[r] == host)
+            roles[rank] = Role(kind, index)
+    rest = [rank for rank in range(size) if rank not in roles]
+    roles |= {rank: Role("rollout", index) for index, rank in enumerate(rest)}
+    return [roles[rank] for rank in range(size)]
+
+
+def table(roles: Sequence[Role | str], hosts: Sequence[str]) -> str:
+    """Ranks, roles and hosts as text."""
+    lines = ["rank  role         host"]
+    return "\n".join(
+        lines + [f"{rank:>4}  {role!s:<12} {host}" for rank, (role, host) in enumerate(zip(roles, hosts, strict=True))]
+    )

@@ -1,0 +1,155 @@
+"""Shards as one: what learners and rollout workers call. A policy is cut over the parameter shards; a worker has one dataset shard."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple, Protocol
+
+import torch
+from torch import Tensor
+
+from marl_hpc.comm.peers import Peer, Pending
+from marl_hpc.metrics import Clock
+from marl_hpc.roles.parameter import slices
+
+
+class Stopping(Exception):
+    """The run is being stopped: the shard answers nobody any more. A role that meets it saves what it has to and leaves."""
+
+
+class World(Protocol):
+    """What a role needs of its rank's world; see `marl_hpc.comm.world`."""
+
+    rank: int
+    patience_s: float
+
+    @property
+    def stopping(self) -> bool: ...
+
+    def stamp(self) -> None:
+        """Show the supervisor that this rank makes progress."""
+        ...
+
+    def gather(self, key: str, value: Any) -> list[Any]:
+        """Every learner's value for this key, in learner order, once all have given theirs."""
+        ...
+
+    def report(self, clock: Clock) -> None:
+        """Where this rank's time went so far; sent at most every other second."""
+        ...
+
+    def progress(self, record: dict[str, Any]) -> None:
+        """What a person who watches the run wants to see now."""
+        ...
+
+
+class Batch(NamedTuple):
+    """One group's part of an iteration: packed rows [T, B, row], the place of each of the B copies among all, and what came along."""
+
+    rows: Tensor
+    columns: Tensor
+    episodes: Tensor  # [E, 2]
+    versions: list[int]
+
+
+class _Client:
+    def __init__(self, peers: Sequence[Peer], world: World, clock: Clock) -> None:
+        self.peers, self.world, self.clock = list(peers), world, clock
+
+    def _wait(self, pending: Pending, what: str, describe: Callable[[], str] | None = None) -> Any:
+        with self.clock.waiting(what):
+            answer = pending.wait(
+                deadline_s=self.world.patience_s, describe=describe or (lambda: f"no answer from {what}"), alive=self.world.stamp
+            )
+        if isinstance(answer, dict) and "stopping" in answer:
+            raise Stopping
+        return answer
+
+
+class ParameterClient(_Client):
+    """All parameter shards. Shard 0 comes last in publishing and first in reading."""
+
+    def publish(self, policy: str, version: int, values: Tensor) -> None:
+        """Store a policy's version on every shard; when this returns, it can be read whole. `values` must not change any more."""
+        cuts = slices(len(values), len(self.peers))
+        calls = [peer.call("publish", policy, version, values[cut]) for peer, cut in zip(self.peers, cuts, strict=True)]
+        for call in calls:
+            self._wait(call, "parameter shards")
+
+    def pull(self, version: int) -> dict[str, Tensor] | int:
+        """{policy: flat parameters} of exactly this version, waiting for it; or the final version when training ended before."""
+        calls = [peer.call("pull", version) for peer in self.peers]
+
+        def describe() -> str:
+            return f"version {version} of the policies wasn't published in {self.world.patience_s:.0f} s; are the learners alive?"
+
+        answers = [self._wait(call, "parameter shards", describe) for call in calls]
+        for answer in answers:
+            if "final" in answer:
+                return answer["final"]
+        return {name: torch.cat([answer["values"][name] for answer in answers]) for name in answers[0]["values"]}
+
+    def finish(self, version: int) -> None:
+        for call in [peer.call("finish", version) for peer in self.peers]:
+            self._wait(call, "parameter shards")
+
+    def save(self, folder: Path, version: int) -> dict[str, str]:
+        """Each shard writes its file; returns {file name: checksum}."""
+        calls = [peer.call("save", str(folder), version) for peer in self.peers]
+        return dict(self._wait(call, "parameter shards") for call in calls)
+
+
+class DatasetClient(_Client):
+    """All dataset shards, for a learner; a worker uses the one it writes to."""
+
+    def __init__(self, peers: Sequence[Peer], world: World, clock: Clock, copies: int) -> None:
+        super().__init__(peers, world, clock)
+        self.copies = copies  # per worker
+
+    def of_worker(self, worker: int) -> Peer:
+        return self.peers[worker % len(self.peers)]
+
+    def next_sequence(self, worker: int) -> int:
+        return self._wait(self.of_worker(worker).call("next_sequence", worker), "dataset shard")
+
+    def insert(self, worker: int, sequence: int, rows: dict[str, Tensor], episodes: Tensor, version: int) -> None:
+        """Returns when the fragment is stored. The tensors must not change any more."""
+        self._wait(self.of_worker(worker).call("insert", worker, sequence, rows, episodes, version), "room in the dataset shard")
+
+    def insert_evaluation(self, version: int, worker: int, episodes: Tensor) -> None:
+        self._wait(self.of_worker(worker).call("insert_evaluation", version, worker, episodes), "dataset shard")
+
+    def sample(self, iteration: int, group: str, part: int, parts: int) -> Batch:
+        """This replica's part of an iteration, in worker order whatever order fragments came in; waits until all are there."""
+        pieces: dict[int, tuple[Tensor, int, Tensor, int]] = {}
+        calls = [(peer, peer.call("sample", iteration, group, part, parts)) for peer in self.peers]
+        for peer, call in calls:
+            pieces |= self._wait(call, "dataset shards", lambda peer=peer: self._starved(peer))
+        ordered = [pieces[worker] for worker in sorted(pieces)]
+        columns = [
+            torch.arange(rows.shape[1]) + worker * self.copies + first
+            for worker, (rows, first, _, _) in zip(sorted(pieces), ordered, strict=True)
+        ]
+        return Batch(
+            rows=torch.cat([piece[0] for piece in ordered], 1),
+            columns=torch.cat(columns),
+            episodes=torch.cat([piece[2] for piece in ordered]),
+            versions=[piece[3] for piece in ordered],
+        )
+
+    def acknowledge(self, iteration: int, group: str, part: int) -> None:
+        for call in [peer.call("acknowledge", iteration, group, part) for peer in self.peers]:
+            self._wait(call, "dataset shards")
+
+    def evaluation(self, version: int, *, wait: bool) -> Tensor | None:
+        """Episodes [E, 3] of a version's evaluation, or None while some are missing."""
+        calls = [(peer, peer.call("evaluation", version, wait)) for peer in self.peers]
+        parts = [self._wait(call, "evaluation", lambda peer=peer: self._starved(peer)) for peer, call in calls]
+        return torch.cat([part["episodes"] for part in parts]) if all(parts) else None
+
+    def _starved(self, peer: Peer) -> str:
+        state = peer.call("describe").wait(deadline_s=5.0, describe=lambda: f"{peer.name} doesn't answer")
+        return (
+            f"{peer.name} gave nothing in {self.world.patience_s:.0f} s: {state}; a slow environment needs a larger timeouts.scale"
+        )

@@ -1,0 +1,120 @@
+"""A dataset shard: fragments from its rollout workers, kept until every learner that needs them has learned from them.
+
+A fragment is known by (worker, sequence): one that comes twice is stored once. A worker that is ahead of the learners waits for
+room. What a learner samples stays until acknowledged after its update.
+"""
+
+from __future__ import annotations
+
+import time
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from marl_hpc.comm.peers import Parking
+
+
+class Fragment(NamedTuple):
+    rows: dict[str, Tensor]  # group -> packed rows [T, B, row]
+    episodes: Tensor  # [episodes that ended, 2]: return (mean over agents), length
+    version: int  # that collected it
+
+
+class DatasetShard:
+    handlers = ("next_sequence", "insert", "sample", "acknowledge", "insert_evaluation", "evaluation", "describe")
+
+    def __init__(self, index: int, workers: tuple[int, ...], consumers: int, capacity: int, start: int) -> None:
+        """`workers` write here; `consumers` (interface replicas) acknowledge each iteration; `capacity` is in fragments per worker."""
+        self.index, self.workers, self.consumers, self.capacity = index, workers, consumers, capacity
+        self.parking = Parking()
+        self.fragments: dict[tuple[int, int], Fragment] = {}
+        self.accepted = dict.fromkeys(workers, start)  # worker -> next sequence
+        self.consumed = start  # iterations that every consumer has acknowledged
+        self.acknowledged: dict[int, set[tuple[str, int]]] = {}
+        self.evaluations: dict[int, dict[int, Tensor]] = {}
+        self.started = time.monotonic()
+        self.last_insert: tuple[float, int] | None = None
+
+    def next_sequence(self, worker: int) -> int:
+        """What the worker collects next: one that replaces a lost worker goes on where that one's accepted fragments end."""
+        with self.parking.lock:
+            return self.accepted[worker]
+
+    def insert(self, worker: int, sequence: int, rows: dict[str, Tensor], episodes: Tensor, version: int) -> Any:
+        """Store a fragment; the answer (True) waits for room. Raises ValueError when a worker skips a sequence number."""
+
+        def ready() -> bool | None:
+            if sequence < self.accepted[worker]:
+                return True  # a repetition
+            if sequence > self.accepted[worker]:
+                raise ValueError(f"rollout/{worker} sent fragment {sequence}; dataset/{self.index} expects {self.accepted[worker]}")
+            if sequence >= self.consumed + self.capacity:
+                return None
+            self.fragments[worker, sequence] = Fragment(rows, episodes, version)
+            self.accepted[worker] = sequence + 1
+            self.last_insert = (time.monotonic(), worker)
+            return True
+
+        with self.parking.lock:
+            answer = self.parking.answer(ready)
+            self.parking.settle()
+        return answer
+
+    def sample(self, iteration: int, group: str, part: int, parts: int) -> Any:
+        """One group's rows of this iteration's fragments, for replica `part` of `parts`: {worker: (packed rows [T, B', row], first
+        column, episodes, version)}. Waits until all workers of this shard have delivered."""
+
+        def ready() -> dict[int, tuple[Tensor, int, Tensor, int]] | None:
+            if any((worker, iteration) not in self.fragments for worker in self.workers):
+                return None
+            answer = {}
+            for worker in self.workers:
+                fragment = self.fragments[worker, iteration]
+                copies = fragment.rows[group].shape[1]
+                first, last = part * copies // parts, (part + 1) * copies // parts
+                answer[worker] = (fragment.rows[group][:, first:last], first, fragment.episodes, fragment.version)
+            return answer
+
+        return self.parking.answer(ready)
+
+    def acknowledge(self, iteration: int, group: str, part: int) -> None:
+        """This consumer has learned from the iteration; once all have, its fragments go and writers get room."""
+        with self.parking.lock:
+            done = self.acknowledged.setdefault(iteration, set())
+            done.add((group, part))
+            while len(self.acknowledged.get(self.consumed, ())) == self.consumers:
+                del self.acknowledged[self.consumed]
+                for worker in self.workers:
+                    self.fragments.pop((worker, self.consumed), None)
+                self.consumed += 1
+            self.parking.settle()
+
+    def insert_evaluation(self, version: int, worker: int, episodes: Tensor) -> None:
+        """Episodes [E, 3] (return, length, version that played) of one worker's part in an evaluation."""
+        with self.parking.lock:
+            self.evaluations.setdefault(version, {})[worker] = episodes
+            self.parking.settle()
+
+    def evaluation(self, version: int, wait: bool) -> Any:
+        """{"episodes": [E, 3]} of a version from this shard's workers; where some are missing, waits or answers {}."""
+
+        def ready() -> dict[str, Tensor] | None:
+            parts = self.evaluations.get(version, {})
+            if len(parts) == len(self.workers):
+                return {"episodes": torch.cat([parts[worker] for worker in self.workers])}
+            return None if wait else {}
+
+        return self.parking.answer(ready)
+
+    def describe(self) -> str:
+        """Who waits for whom, for an error message."""
+        with self.parking.lock:
+            stored = ", ".join(f"rollout/{worker} delivered {self.accepted[worker]}" for worker in self.workers)
+            ago = "no insert yet"
+            if self.last_insert is not None:
+                ago = f"last insert {time.monotonic() - self.last_insert[0]:.0f} s ago by rollout/{self.last_insert[1]}"
+            return f"dataset/{self.index}: {self.consumed} iterations consumed, {len(self.fragments)} fragments stored; {stored}; {ago}"
+
+    def close(self) -> None:
+        self.parking.close({"stopping": True})

@@ -1,0 +1,167 @@
+"""A learner: sample, learn, publish, acknowledge, save. What it optimizes is its AgentInterfaces' business.
+
+A rank may host several interfaces (groups of agents), and an interface may have replicas on several ranks. Learner 0 leads: it
+decides when to end and writes what a person reads.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import NamedTuple
+
+from safetensors.torch import load_file, save_file
+
+from marl_hpc.agents import AgentInterface
+from marl_hpc.config import Config
+from marl_hpc.keyed_random import MINIBATCH, integer
+from marl_hpc.metrics import Clock
+from marl_hpc.roles.clients import Batch, DatasetClient, ParameterClient, Stopping, World
+from marl_hpc.roles.recorder import Recorder
+from marl_hpc.roles.schedule import Schedule
+from marl_hpc.storage import checkpoint
+from marl_hpc.storage.fragments import unpack
+
+
+class Replica(NamedTuple):
+    """An interface on this rank: replica `part` of `parts`."""
+
+    agent: AgentInterface
+    part: int
+    parts: int
+
+
+class Learner:
+    def __init__(
+        self, config: Config, index: int, replicas: list[Replica], parameters: ParameterClient, dataset: DatasetClient,
+        schedule: Schedule, recorder: Recorder | None, run_dir: Path, world: World, clock: Clock,
+    ) -> None:  # fmt: skip
+        """`recorder` is the lead learner's, None elsewhere."""
+        self.config, self.index, self.replicas = config, index, replicas
+        self.parameters, self.dataset, self.schedule = parameters, dataset, schedule
+        self.recorder, self.run_dir, self.world, self.clock = recorder, run_dir, world, clock
+        self.iteration = schedule.start
+        self.saved: int | None = None
+
+    def resume(self, folder: Path) -> None:
+        """Take up every interface's state from a checkpoint."""
+        for agent, _, _ in self.replicas:
+            agent.load_state(load_file(folder / f"learner-{agent.group.name}.safetensors"))
+
+    def run(self) -> bool:
+        """Train until the budget is spent (True) or somebody asks to stop (False)."""
+        self.publish()
+        while self.step():
+            self.world.report(self.clock)
+        return self.finish()
+
+    def step(self) -> bool:
+        """One iteration; False when it is time to end."""
+        k = self.iteration
+        if k >= self.schedule.iterations:
+            return False
+        try:
+            batches = [self.dataset.sample(k, agent.group.name, part, parts) for agent, part, parts in self.replicas]
+        except Stopping:
+            batches = None
+        if self.ends(k, batches):
+            return False
+        metrics: dict[str, float] = {}
+        for (agent, part, _), batch in zip(self.replicas, batches or (), strict=True):
+            with self.clock.computing("learn"):
+                learned = agent.learn(
+                    unpack(batch.rows, agent.group, self.config.dtype),
+                    batch.columns,
+                    total=self.schedule.steps // self.config.rollout.fragment,
+                    seed=integer(self.config.seed, MINIBATCH, k),
+                )
+            if part == 0:
+                metrics |= learned if agent.group.name == "shared" else _prefixed(learned, agent.group.name)
+        self.iteration = k + 1
+        self.publish()
+        for agent, part, _ in self.replicas:
+            self.dataset.acknowledge(k, agent.group.name, part)
+        self.record(k, metrics, (batches or [])[0])
+        if self.schedule.saves_after(k):
+            self.save()
+        self.world.stamp()
+        return True
+
+    def ends(self, k: int, batches: list[Batch] | None) -> bool:
+        """Whether this iteration isn't learned any more. All learners decide alike, and only once all have their batch: so nobody
+        waits inside a collective for one whose data is late."""
+        mine = {"stop": self.world.stopping or batches is None}
+        if self.recorder is not None:
+            mine["finish"] = self.recorder.goal_reached()
+        said = self.world.gather(f"iteration/{k}", mine)
+        return any(vote["stop"] or vote.get("finish", False) for vote in said)
+
+    def publish(self) -> None:
+        with self.clock.computing("publish"):
+            for agent, part, _ in self.replicas:
+                if part == 0:
+                    self.parameters.publish(agent.group.name, self.iteration, agent.policy_values())
+
+    def record(self, k: int, metrics: dict[str, float], batch: Batch) -> None:
+        """Bring all learners' metrics to the lead, which writes them."""
+        for other in self.world.gather(f"metrics/{k}", metrics):
+            metrics = metrics | other
+        if self.recorder is not None:
+            with self.clock.computing("record"):
+                self.recorder.log(self.iteration, metrics, batch)
+            self.recorder.collect_evaluations(self.dataset, self.iteration)
+
+    def finish(self) -> bool:
+        """Save and, unless stopped, evaluate the final version."""
+        stopped = any(self.world.gather("stopped", self.world.stopping))
+        if self.saved != self.iteration:
+            self.save()
+        if stopped:
+            return False
+        self.announce_end()
+        if self.recorder is not None:
+            try:
+                self.recorder.collect_final(self.dataset, self.iteration)
+            except Stopping:
+                return False
+        return True
+
+    def announce_end(self) -> None:
+        """Tell the workers that this version is the final one."""
+        if self.recorder is not None:
+            self.parameters.finish(self.iteration)
+
+    def save(self) -> None:
+        """One cut over all roles: every interface's first replica and every parameter shard write, then the lead completes it."""
+        with self.clock.computing("checkpoint"):
+            steps = self.iteration * self.schedule.steps
+            folder = ""
+            if self.recorder is not None:
+                folder = str(checkpoint.begin(self.run_dir, steps))
+            folder = Path(next(name for name in self.world.gather(f"checkpoint/{self.iteration}", folder) if name))
+            files = {}
+            for agent, part, _ in self.replicas:
+                if part == 0:
+                    path = folder / f"learner-{agent.group.name}.safetensors"
+                    save_file(agent.state(), path)
+                    files[path.name] = checkpoint.checksum(path)
+                    self.export(agent)
+            for written in self.world.gather(f"written/{self.iteration}", files):
+                files |= written
+            if self.recorder is not None:
+                files |= self.parameters.save(folder, self.iteration)
+                self.recorder.complete_checkpoint(folder, self.iteration, files)
+            self.saved = self.iteration
+
+    def export(self, agent: AgentInterface) -> None:
+        """The policy as its users load it."""
+        folder = self.run_dir / "policies"
+        folder.mkdir(exist_ok=True)
+        path = folder / f"{agent.group.name}.safetensors"
+        aside = path.with_suffix(".tmp")
+        agent.export(aside, self.iteration)
+        aside.replace(path)
+
+
+def _prefixed(metrics: dict[str, float], group: str) -> dict[str, float]:
+    """`loss/policy` of group `a` becomes `loss/a/policy`."""
+    return {f"{kind}/{group}/{name}": value for (kind, _, name), value in ((key.partition("/"), v) for key, v in metrics.items())}

@@ -1,0 +1,134 @@
+"""What the lead learner writes down: metrics, evaluations, checkpoints' manifests, and the result of the run."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from marl_hpc.config import Config, fingerprint
+from marl_hpc.evaluation import summarize
+from marl_hpc.metrics import MetricsWriter
+from marl_hpc.roles.clients import Batch, DatasetClient, World
+from marl_hpc.roles.schedule import Schedule
+from marl_hpc.storage.checkpoint import Manifest, complete
+
+SCALE = "sum over steps, mean over agents"
+
+
+class Recorder:
+    def __init__(
+        self, config: Config, run_dir: Path, agents: int, schedule: Schedule, world: World, resumed: Manifest | None
+    ) -> None:
+        self.config, self.run_dir, self.agents, self.schedule, self.world = config, run_dir, agents, schedule, world
+        self.earlier_s = resumed.wall_s if resumed else 0.0  # of the attempts before this one
+        self.writer = MetricsWriter(run_dir, schedule.start, config.logger.name, asdict(config))
+        self.started = self.last = time.monotonic()
+        self.due = schedule.start // schedule.evaluate_every * schedule.evaluate_every  # the next evaluation to collect
+        self.due = self.due if self.due == schedule.start and self.due > 0 else self.due + schedule.evaluate_every
+        self.evaluate: dict[str, Any] | None = None
+        self.final_iteration = schedule.start
+        self.final_wall_s: float | None = None
+
+    @property
+    def wall_s(self) -> float:
+        """Training time over all attempts."""
+        return self.earlier_s + (self.final_wall_s or time.monotonic() - self.started)
+
+    def goal_reached(self) -> bool:
+        budget = self.config.budget
+        if budget.seconds is not None and self.wall_s >= budget.seconds:
+            return True
+        goal = budget.return_mean
+        return goal is not None and self.evaluate is not None and self.evaluate["return_mean"] >= goal
+
+    @property
+    def exit_reason(self) -> str:
+        if self.final_iteration >= self.schedule.iterations:
+            return f"budget.env_steps={self.config.budget.env_steps} spent"
+        if self.config.budget.seconds is not None and self.wall_s >= self.config.budget.seconds:
+            return f"budget.seconds={self.config.budget.seconds:g} spent"
+        return f"budget.return_mean={self.config.budget.return_mean} reached"
+
+    def log(self, iteration: int, metrics: dict[str, float], batch: Batch) -> None:
+        """One line for an iteration that has been learned."""
+        now = time.monotonic()
+        metrics = dict(metrics)
+        if len(batch.episodes):
+            metrics["train/return_mean"] = float(batch.episodes[:, 0].mean())
+            metrics["train/episode_length"] = float(batch.episodes[:, 1].mean())
+        metrics["throughput/env_steps_per_s"] = self.schedule.steps / (now - self.last)
+        metrics["staleness/mean"] = sum(iteration - 1 - version for version in batch.versions) / len(batch.versions)
+        self.last = now
+        self.final_iteration = iteration
+        env_steps = iteration * self.schedule.steps
+        self.writer.write(self.wall_s, env_steps, iteration, metrics)
+        elapsed = now - self.started
+        rate = (iteration - self.schedule.start) * self.schedule.steps / elapsed
+        self.world.progress({
+            "env_steps": env_steps, "budget": self.schedule.iterations * self.schedule.steps, "updates": iteration,
+            "env_steps_per_s": rate, "left_s": max(0.0, (self.schedule.iterations - iteration) * self.schedule.steps / rate),
+            "train_return": metrics.get("train/return_mean"),
+            "evaluate_return": self.evaluate["return_mean"] if self.evaluate else None,
+        })  # fmt: skip
+
+    def collect_evaluations(self, dataset: DatasetClient, iteration: int) -> None:
+        """Log evaluations that have come in, in order, without waiting for any."""
+        while self.due <= iteration:
+            episodes = dataset.evaluation(self.due, wait=False)
+            if episodes is None:
+                return
+            self._log_evaluation(episodes)
+            self.due += self.schedule.evaluate_every
+
+    def collect_final(self, dataset: DatasetClient, iteration: int) -> None:
+        """Wait for the final version's evaluation."""
+        self.final_wall_s = time.monotonic() - self.started
+        self.final_iteration = iteration
+        episodes = dataset.evaluation(iteration, wait=True)
+        assert episodes is not None
+        self._log_evaluation(episodes)
+
+    def _log_evaluation(self, episodes: Any) -> None:
+        version = int(episodes[0, 2])
+        steps = version * self.schedule.steps
+        self.evaluate = {
+            **summarize(episodes[:, 0].numpy(), scale=SCALE),
+            "env_steps": steps,
+            "greedy": self.config.evaluate.greedy,
+        }
+        if version in self.writer.evaluated:
+            return
+        low, high = self.evaluate["mean_interval"]
+        self.writer.evaluated.add(version)
+        self.writer.write(
+            self.wall_s, steps, version,
+            {
+                "evaluate/return_mean": self.evaluate["return_mean"], "evaluate/return_iqm": self.evaluate["iqm"],
+                "evaluate/return_low": low, "evaluate/return_high": high, "evaluate/episodes": float(len(episodes)),
+                "evaluate/episode_length": float(episodes[:, 1].mean()),
+            },
+        )  # fmt: skip
+
+    def complete_checkpoint(self, folder: Path, iteration: int, files: dict[str, str]) -> None:
+        env_steps = iteration * self.schedule.steps
+        manifest = Manifest(
+            fingerprint=fingerprint(self.config), iteration=iteration, env_steps=env_steps, agent_steps=env_steps * self.agents,
+            learner_steps=iteration, wall_s=self.wall_s, files=files,
+        )  # fmt: skip
+        complete(folder, manifest, self.config.checkpoint.keep)
+        self.final_iteration = iteration
+
+    def result(self) -> dict[str, Any]:
+        """The training's part of summary.json."""
+        env_steps = self.final_iteration * self.schedule.steps
+        return {
+            "env_steps": env_steps,
+            "agent_steps": env_steps * self.agents,
+            "learner_steps": self.final_iteration,
+            "wall_s": self.wall_s,
+            "env_steps_per_s": (self.final_iteration - self.schedule.start) * self.schedule.steps / (self.wall_s - self.earlier_s),
+            "evaluate": self.evaluate,
+            "exit_reason": self.exit_reason,
+        }

@@ -1,0 +1,1 @@
+"""What is stored, and how: packed fragments, checkpoints, the run folder. Knows no ranks."""

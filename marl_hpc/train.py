@@ -1,0 +1,232 @@
+"""What a rank does: join the world, take the role that the table gives it, run it.
+
+`run_rank` is started by the rank's supervisor in a process forked for it. Read on in `roles/learner.py` and `roles/rollout.py`; the
+gradient step is in `agents/independent.py`.
+"""
+
+from __future__ import annotations
+
+import threading
+import traceback
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from marl_hpc import algorithms, envs, paradigms
+from marl_hpc.comm import collectives
+from marl_hpc.comm.peers import LocalPeer, Peer
+from marl_hpc.comm.world import World, join, pin_threads
+from marl_hpc.comm.zygote import Stamp
+from marl_hpc.compose import from_record
+from marl_hpc.config import Config, ConfigError
+from marl_hpc.keyed_random import integer
+from marl_hpc.metrics import Clock
+from marl_hpc.networks import Actor
+from marl_hpc.policies import build_actor
+from marl_hpc.roles.clients import DatasetClient, ParameterClient
+from marl_hpc.roles.dataset import DatasetShard
+from marl_hpc.roles.learner import Learner, Replica
+from marl_hpc.roles.parameter import ParameterShard
+from marl_hpc.roles.recorder import Recorder
+from marl_hpc.roles.rollout import RolloutWorker
+from marl_hpc.roles.schedule import Schedule
+from marl_hpc.storage.checkpoint import Manifest, read_manifest
+from marl_hpc.types import EnvBatch, EnvSpec, GroupSpec
+
+DONE, FAILED, STOPPED = 0, 1, 75
+EVALUATION_COPIES = 16
+
+
+def run_rank(job: dict[str, Any], deadline: Stamp) -> int:
+    """The rank's role, from start to end; returns its exit status. Its own exception is written down for the supervisors to show."""
+    pin_threads()
+    config = from_record(job["config"])
+    cuda = job["devices"][job["rank"]] != "cpu"
+    with join(job, deadline, cuda=cuda) as world:
+        try:
+            return Rank(config, job, world).run()
+        except Exception as error:
+            if isinstance(error, ConnectionError):
+                raise  # a peer or the store is gone
+            world.store.set(f"failure/{world.rank}", traceback.format_exc())
+            traceback.print_exc()
+            return FAILED
+    raise AssertionError("unreachable")
+
+
+class Rank:
+    """Builds the role of one rank, or all of them where one process is the whole world."""
+
+    def __init__(self, config: Config, job: dict[str, Any], world: World) -> None:
+        self.config, self.job, self.world = config, job, world
+        self.spec = EnvSpec.from_json(job["spec"])
+        self.counts: dict[str, int] = job["counts"]
+        self.run_dir = Path(job["run_dir"])
+        self.clock = Clock()
+        self.resumed = self.find_start()
+        self.schedule = Schedule.of(config, self.counts["rollout"], self.resumed[1].iteration if self.resumed else 0)
+        self.interfaces = paradigms.hosts([group.name for group in self.spec.groups], self.counts["learner"])
+
+    def run(self) -> int:
+        kind = self.world.role.partition("/")[0]
+        code = {
+            "learner": self.learn,
+            "rollout": self.roll_out,
+            "parameter": self.shard,
+            "dataset": self.shard,
+            "inline": self.inline,
+        }[kind]()
+        self.world.report(self.clock, final=True)
+        return code
+
+    def find_start(self) -> tuple[Path, Manifest] | None:
+        """The checkpoint that this generation starts from, as rank 0's supervisor names it."""
+        start = self.world._wait(f"start/{self.world.generation}", "the start of this generation")
+        return (Path(start["checkpoint"]), read_manifest(Path(start["checkpoint"]))) if start["checkpoint"] else None
+
+    # the four roles, each with handles of its peers
+
+    def learn(self) -> int:
+        learner = self.build_learner(self.world.index, self.world.peers("parameter"), self.world.peers("dataset"))
+        return self.end_learning(learner, learner.run())
+
+    def roll_out(self) -> int:
+        worker = self.build_worker(self.world.index, self.world.peers("parameter"), self.world.peers("dataset"), self.clock)
+        worker.run()
+        return STOPPED if self.world.stopping and not self.world.training_ended else DONE
+
+    def shard(self) -> int:
+        kind, _, index = self.world.role.partition("/")
+        shard = self.build_parameter(int(index)) if kind == "parameter" else self.build_dataset(int(index))
+        ended = threading.Event()
+
+        def hear() -> None:
+            shard.close()
+            if self.world.training_ended:
+                ended.set()
+
+        self.world.listeners.append(hear)
+        self.world.serve(shard, shard.handlers)
+        while True:
+            with self.clock.waiting("calls"):
+                if ended.wait(1.0):
+                    break
+            self.world.stamp()
+            self.world.report(self.clock)
+        return STOPPED if self.world.stopping else DONE
+
+    def inline(self) -> int:
+        """All roles in this process, taking turns: what one calls, the other answers at once."""
+        shards = {
+            "parameter": [self.build_parameter(i) for i in range(self.counts["parameter"])],
+            "dataset": [self.build_dataset(i) for i in range(self.counts["dataset"])],
+        }
+        peers: dict[str, list[Peer]] = {k: [LocalPeer(f"{k}/{i}", s) for i, s in enumerate(v)] for k, v in shards.items()}
+        learner = self.build_learner(0, peers["parameter"], peers["dataset"])
+        clocks = [Clock() for _ in range(self.counts["rollout"])]
+        workers = [self.build_worker(i, peers["parameter"], peers["dataset"], clock) for i, clock in enumerate(clocks)]
+        learner.publish()
+        learning = True
+        while learning:
+            for worker in workers if learner.iteration < self.schedule.iterations else []:
+                worker.step()
+            learning = learner.step()
+            self.world.report(self.clock)
+        if not self.world.stopping:
+            learner.announce_end()
+            for worker in workers:
+                worker.finish(learner.iteration)
+        return self.end_learning(learner, learner.finish())
+
+    # building them
+
+    def build_parameter(self, index: int) -> ParameterShard:
+        return ParameterShard(index, tuple(group.name for group in self.spec.groups))
+
+    def build_dataset(self, index: int) -> DatasetShard:
+        workers = tuple(w for w in range(self.counts["rollout"]) if w % self.counts["dataset"] == index)
+        consumers = sum(len(hosts) for hosts in self.interfaces.values())
+        return DatasetShard(index, workers, consumers, self.config.rollout.max_lag + 1, self.schedule.start)
+
+    def build_learner(self, index: int, parameters: list[Peer], dataset: list[Peer]) -> Learner:
+        config, world, clock = self.config, self.world, self.clock
+        algorithm, options = algorithms.configure(config.algorithm)
+        agent = paradigms.resolve(config.paradigm.name).agent
+        exchanges = collectives.replicas(
+            self.interfaces, index, self.counts["learner"], config.timeouts.collective_s * config.timeouts.scale
+        )
+        device = torch.device(self.job["devices"][world.rank])
+        replicas = []
+        for place, group in enumerate(self.spec.groups):
+            hosts = self.interfaces[group.name]
+            if index in hosts:
+                interface = agent(
+                    algorithm, options, group, exchanges[group.name], device=device, dtype=getattr(torch, config.dtype),
+                    seed=integer(config.seed, place),
+                )  # fmt: skip
+                replicas.append(Replica(interface, hosts.index(index), len(hosts)))
+        recorder = None
+        if index == 0:
+            agents = len(self.spec.agents)
+            recorder = Recorder(config, self.run_dir, agents, self.schedule, world, self.resumed[1] if self.resumed else None)
+        learner = Learner(
+            config, index, replicas, ParameterClient(parameters, world, clock), DatasetClient(dataset, world, clock, config.rollout.envs),
+            self.schedule, recorder, self.run_dir, world, clock,
+        )  # fmt: skip
+        if self.resumed:
+            learner.resume(self.resumed[0])
+        return learner
+
+    def build_worker(self, index: int, parameters: list[Peer], dataset: list[Peer], clock: Clock) -> RolloutWorker:
+        config, workers = self.config, self.counts["rollout"]
+        share = -(-max(config.evaluate.episodes, config.evaluate.final_episodes) // workers)
+        waves = -(-share // EVALUATION_COPIES)
+        return RolloutWorker(
+            config, index, workers, make_env(config, config.rollout.envs), make_env(config, -(-share // waves)),
+            {group.name: self.build_actor(group) for group in self.spec.groups},
+            ParameterClient(parameters, self.world, clock), DatasetClient(dataset, self.world, clock, config.rollout.envs),
+            self.schedule, self.world, clock,
+        )  # fmt: skip
+
+    def build_actor(self, group: GroupSpec) -> Actor:
+        _, options = algorithms.configure(self.config.algorithm)
+        network = {"hidden": list(options.hidden), "activation": options.activation, "agent_id": options.agent_id}
+        return build_actor(group, network).to(getattr(torch, self.config.dtype))
+
+    def end_learning(self, learner: Learner, finished: bool) -> int:
+        """Leave word of the result, and let the others go."""
+        if learner.recorder is not None:
+            learner.recorder.writer.close()
+            self.world.store.set("result", learner.recorder.result())
+        self.world.gather("done", None)
+        if learner.recorder is not None:
+            self.world.end_training()
+        return DONE if finished else STOPPED
+
+
+def make_env(config: Config, copies: int) -> EnvBatch:
+    options = {key: value for key, value in config.env.items() if key != "name"}
+    return envs.make(config.env["name"], copies=copies, groups=config.groups, **options)
+
+
+def prepare(job: dict[str, Any], deadline: Stamp) -> int:
+    """Check what needs torch or the environment to check, before any rank starts; the environment's spec goes to the store."""
+    from marl_hpc.comm.store import StoreClient
+
+    store = StoreClient(job["store"], bytes.fromhex(job["key"]))
+    try:
+        config = from_record(job["config"])
+        paradigms.resolve(config.paradigm.name)
+        algorithm, options = algorithms.configure(config.algorithm)
+        env = make_env(config, 1)
+        for group in env.spec.groups:
+            algorithm.check(options, group)
+        if config.device == "cuda" and not torch.cuda.is_available():
+            raise ConfigError("device=cuda but torch sees no GPU here; use device=auto or device=cpu")
+        store.set("prepared", {"spec": env.spec.to_json()})
+    except (ConfigError, TypeError) as error:
+        store.set("prepared", {"wrong": str(error)})
+    except Exception:
+        store.set("prepared", {"failed": traceback.format_exc()})
+    return DONE
