@@ -6,7 +6,13 @@ Names are imported when first used: supervisors import this package too, and sta
 from __future__ import annotations
 
 import importlib
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from marl_hpc.agents import AgentInterface, IndependentAgent
+    from marl_hpc.cli import run
+    from marl_hpc.job import Summary
+    from marl_hpc.policies import Policy, load_policy
 
 _NAMES = {
     "run": "marl_hpc.cli",

@@ -6,6 +6,7 @@ gradient step is in `agents/independent.py`.
 
 from __future__ import annotations
 
+import os
 import threading
 import traceback
 from pathlib import Path
@@ -43,6 +44,7 @@ def run_rank(job: dict[str, Any], deadline: Stamp) -> int:
     pin_threads()
     config = from_record(job["config"])
     cuda = job["devices"][job["rank"]] != "cpu"
+    print(f"{job['roles'][job['rank']]} starts: pid {os.getpid()}, generation {job['generation']}", flush=True)
     with join(job, deadline, cuda=cuda) as world:
         try:
             return Rank(config, job, world).run()

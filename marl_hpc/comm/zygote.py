@@ -56,7 +56,11 @@ class Zygote:
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         self.socket = ours
         command = [sys.executable, "-m", "marl_hpc.comm.zygote", str(theirs.fileno()), str(os.getpid())]
-        self.process = subprocess.Popen(command, pass_fds=[theirs.fileno()], stdin=subprocess.DEVNULL, start_new_session=True)
+        # torch warns of every peer that leaves ("eof"); its errors reach us as exceptions
+        environment = {"TORCH_CPP_LOG_LEVEL": "ERROR", **os.environ}
+        self.process = subprocess.Popen(
+            command, pass_fds=[theirs.fileno()], stdin=subprocess.DEVNULL, start_new_session=True, env=environment
+        )
         theirs.close()
 
     def start(self, rank: int, entry: str, job: dict[str, Any], log: int, stamp: int) -> None:

@@ -66,11 +66,14 @@ def assign(counts: dict[str, int], hosts: Sequence[str], gpus: Sequence[int] | N
         roles[rank] = Role("learner", index)
     order = list(dict.fromkeys([hosts[rank] for rank in roles] + list(hosts)))
     for kind in ("dataset", "parameter"):
+        chosen: list[int] = []
         for index in range(counts[kind]):
             preferred = order[index % len(order) :] + order[: index % len(order)]
             # the last free rank of a host: with one host this keeps rollout workers next to the learners
             rank = next(r for host in preferred for r in reversed(range(size)) if r not in roles and hosts[r] == host)
+            chosen.append(rank)
             roles[rank] = Role(kind, index)
+        roles |= {rank: Role(kind, index) for index, rank in enumerate(sorted(chosen))}
     rest = [rank for rank in range(size) if rank not in roles]
     roles |= {rank: Role("rollout", index) for index, rank in enumerate(rest)}
     return [roles[rank] for rank in range(size)]

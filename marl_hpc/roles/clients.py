@@ -68,7 +68,7 @@ class _Client:
 
 
 class ParameterClient(_Client):
-    """All parameter shards. Shard 0 comes last in publishing and first in reading."""
+    """All parameter shards. A reader names the version it wants, so the shards' answers always fit together."""
 
     def publish(self, policy: str, version: int, values: Tensor) -> None:
         """Store a policy's version on every shard; when this returns, it can be read whole. `values` must not change any more."""

@@ -6,6 +6,7 @@ decides when to end and writes what a person reads.
 
 from __future__ import annotations
 
+import hashlib
 from pathlib import Path
 from typing import NamedTuple
 
@@ -133,6 +134,7 @@ class Learner:
     def save(self) -> None:
         """One cut over all roles: every interface's first replica and every parameter shard write, then the lead completes it."""
         with self.clock.computing("checkpoint"):
+            self.compare_replicas()
             steps = self.iteration * self.schedule.steps
             folder = ""
             if self.recorder is not None:
@@ -151,6 +153,23 @@ class Learner:
                 files |= self.parameters.save(folder, self.iteration)
                 self.recorder.complete_checkpoint(folder, self.iteration, files)
             self.saved = self.iteration
+
+    def compare_replicas(self) -> None:
+        """Replicas of an interface hold the same bits after every update. Raises RuntimeError when they don't: averaging gradients of
+        diverged replicas would train nobody."""
+        mine = {
+            agent.group.name: hashlib.sha256(agent.parameters.values.detach().cpu().numpy().tobytes()).hexdigest()
+            for agent, _, _ in self.replicas
+        }
+        digests: dict[str, set[str]] = {}
+        for said in self.world.gather(f"digest/{self.iteration}", mine):
+            for group, digest in said.items():
+                digests.setdefault(group, set()).add(digest)
+        diverged = [group for group, different in digests.items() if len(different) > 1]
+        if diverged:
+            raise RuntimeError(
+                f"replicas of {', '.join(diverged)} differ at iteration {self.iteration}; are the nodes' libraries the same?"
+            )
 
     def export(self, agent: AgentInterface) -> None:
         """The policy as its users load it."""
