@@ -25,6 +25,7 @@ class Clock:
         self.cpu: dict[tuple[str, str], float] = defaultdict(float)
         self._stack: list[tuple[str, str]] = []
         self._mark = (time.perf_counter(), time.thread_time())
+        self._cpu_before = time.process_time()
 
     @contextmanager
     def _phase(self, key: tuple[str, str]) -> Iterator[None]:
@@ -51,10 +52,11 @@ class Clock:
         self._mark = now
 
     def totals(self) -> dict[str, Any]:
-        """Wall seconds by phase since the start, CPU seconds of the process and by phase. Call it from the clock's own thread."""
+        """Wall seconds by phase since the start; CPU seconds of the process, since the start, and by phase. Call it from the clock's own thread."""
         self._charge()
         record: dict[str, Any] = {"computing": {}, "waiting": {}, "cpu": {}}
         for (kind, name), seconds in self.wall.items():
             record[kind][name] = round(seconds, 4)
             record["cpu"][name] = round(self.cpu[kind, name], 4)
-        return {"wall_s": round(time.perf_counter() - self.started, 3), "cpu_s": round(time.process_time(), 3), **record}
+        wall_s, cpu_s = time.perf_counter() - self.started, time.process_time()
+        return {"wall_s": round(wall_s, 3), "cpu_s": round(cpu_s, 3), "cpu_since_start_s": round(cpu_s - self._cpu_before, 3), **record}

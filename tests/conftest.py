@@ -1,0 +1,3 @@
+"""Fixtures that more than one kind of test shares."""
+
+pytest_plugins = ["rigs.fixtures"]
