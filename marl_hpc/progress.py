@@ -48,7 +48,7 @@ class Progress:
 
     def close(self) -> None:
         record = self.store.get("progress")
-        if record is not None:
+        if record is not None and (record != self.last or self.terminal):
             self.say(self.format(record))
 
     @staticmethod

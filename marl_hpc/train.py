@@ -16,7 +16,8 @@ import torch
 
 from marl_hpc import algorithms, envs, paradigms
 from marl_hpc.comm import collectives
-from marl_hpc.comm.peers import LocalPeer, Peer
+from marl_hpc.comm.peers import LocalPeer, Peer, PeerLost
+from marl_hpc.comm.store import StoreClient, StoreLost
 from marl_hpc.comm.world import World, join, pin_threads
 from marl_hpc.comm.zygote import Stamp
 from marl_hpc.compose import from_record
@@ -48,9 +49,9 @@ def run_rank(job: dict[str, Any], deadline: Stamp) -> int:
     with join(job, deadline, cuda=cuda) as world:
         try:
             return Rank(config, job, world).run()
-        except Exception as error:
-            if isinstance(error, ConnectionError):
-                raise  # a peer or the store is gone
+        except (PeerLost, StoreLost):
+            raise  # not this rank's fault
+        except Exception:
             world.store.set(f"failure/{world.rank}", traceback.format_exc())
             traceback.print_exc()
             return FAILED
@@ -214,8 +215,6 @@ def make_env(config: Config, copies: int) -> EnvBatch:
 
 def prepare(job: dict[str, Any], deadline: Stamp) -> int:
     """Check what needs torch or the environment to check, before any rank starts; the environment's spec goes to the store."""
-    from marl_hpc.comm.store import StoreClient
-
     store = StoreClient(job["store"], bytes.fromhex(job["key"]))
     try:
         config = from_record(job["config"])

@@ -107,12 +107,12 @@ class Supervisor:
 
     def _tend(self) -> None:
         generation = self.control.get("control/generation", 0)
-        self._start_waiting(generation)
         try:
+            self._start_waiting(generation)
             for event in self.zygote.events(0.05):
                 if "exited" in event:
                     self._exited(event["exited"], event["pid"], event["code"])
-        except ConnectionError:
+        except OSError:
             self._lost_zygote()
         for child in list(self.children.values()):
             self._judge(child, generation)
@@ -140,20 +140,26 @@ class Supervisor:
         log = self.logs(rank)
         try:
             self.zygote.start(rank, "marl_hpc.train:run_rank", job, log, descriptor)
+            pid = self._pid(rank)
+        except OSError:
+            self.waiting[rank] = generation
+            raise
         finally:
             os.close(log)
             os.close(descriptor)
-        self.children[rank] = Child(rank=rank, role=self.roles[rank], pid=self._pid(rank), generation=generation, stamp=stamp)
+        self.children[rank] = Child(rank=rank, role=self.roles[rank], pid=pid, generation=generation, stamp=stamp)
         self.ended.pop(rank, None)
 
     def _pid(self, rank: int) -> int:
         """The zygote answers a start at once; what else it says meanwhile is handled as usual."""
-        while True:
+        pid = None
+        while pid is None:
             for event in self.zygote.events(1.0):
                 if "exited" in event:
                     self._exited(event["exited"], event["pid"], event["code"])
                 elif event.get("started") == rank:
-                    return event["pid"]
+                    pid = event["pid"]
+        return pid
 
     def _exited(self, rank: int, pid: int, code: int) -> None:
         child = self.children.pop(rank, None)

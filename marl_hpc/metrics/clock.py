@@ -59,4 +59,9 @@ class Clock:
             record[kind][name] = round(seconds, 4)
             record["cpu"][name] = round(self.cpu[kind, name], 4)
         wall_s, cpu_s = time.perf_counter() - self.started, time.process_time()
-        return {"wall_s": round(wall_s, 3), "cpu_s": round(cpu_s, 3), "cpu_since_start_s": round(cpu_s - self._cpu_before, 3), **record}
+        return {
+            "wall_s": round(wall_s, 3),
+            "cpu_s": round(cpu_s, 3),
+            "cpu_since_start_s": round(cpu_s - self._cpu_before, 3),
+            **record,
+        }

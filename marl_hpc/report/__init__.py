@@ -1,7 +1,5 @@
-"""placeholder"""
+"""The report page: one self-contained HTML file made from a run folder's metrics and summary. Standard library only, no torch."""
 
-from pathlib import Path
+from marl_hpc.report.page import render
 
-
-def render(run_dir):
-    return Path(run_dir) / "report.html"
+__all__ = ["render"]

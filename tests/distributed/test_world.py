@@ -133,9 +133,9 @@ def test_everything_listens_on_loopback_and_strangers_run_nothing(running, tmp_p
     proof = tmp_path / "broken_into"
     refused = 0
     for port in ports["dataset/0"]:
-        address = f"uv!{socket.inet_ntoa(bytes([127, 0, 0, 1]))}:{port}"
+        address = f"uv://127.0.0.1:{port}"
         done = subprocess.run(
-            [sys.executable, "-c", stranger, json.dumps({"uv": address}) if False else address, str(proof)],
+            [sys.executable, "-c", stranger, address, str(proof)],
             capture_output=True, text=True, timeout=60, env=program.environment(),
         )  # fmt: skip
         refused += "refused" in done.stdout
