@@ -27,6 +27,7 @@ class PPOConfig:
     gamma: float = 0.99
     gae_lambda: float = 0.95
     clip: float = 0.2
+    max_weight: float = 2.0  # truncates importance weights of samples that an older version collected
     value_clip: float | None = 0.2  # in units of the normalized value; none: no clipping
     entropy: float = 0.01
     value_weight: float = 0.5
@@ -113,19 +114,30 @@ class PPO:
                 mean = total / count
                 std = (squares / count - mean * mean).clamp_min(0).sqrt()
                 advantages = (advantages - mean.to(advantages)) / (std.to(advantages) + 1e-8)
+            # the policy that learning starts from; with lag it isn't the one that acted any more
+            parameters = self.actor(batch["observation"], batch.get("action_mask"))
             return {
                 **batch,
+                "proximal_log_prob": self.actor.log_prob(parameters, batch["action"]),
                 "advantage": advantages,
                 "target": self.values.normalize(returns),
                 "old_value": self.values.normalize(values),
             }
 
     def loss(self, minibatch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
-        """Clipped surrogate (Schulman et al. 2017, eq. 7) minus entropy bonus plus clipped value loss, summed over samples."""
+        """Clipped surrogate minus entropy bonus plus clipped value loss, summed over samples.
+
+        The surrogate is the decoupled one of Hilton et al. 2022 (eq. 4): clipped around the policy that this batch's learning
+        starts from, weighted by that policy's probability over the one that acted, truncated at `max_weight`. Without lag both
+        are the same policy, the weight is 1, and it is Schulman et al. 2017, eq. 7. Clipped around a policy one version older,
+        as the plain surrogate would be, successive versions drift apart.
+        """
         config, active = self.config, minibatch["active"].to(minibatch["reward"].dtype)
         parameters = self.actor(minibatch["observation"], minibatch.get("action_mask"))
-        log_ratio = self.actor.log_prob(parameters, minibatch["action"]) - minibatch["log_prob"]
-        ratio, advantage = log_ratio.exp(), minibatch["advantage"]
+        log_prob = self.actor.log_prob(parameters, minibatch["action"])
+        log_ratio = log_prob - minibatch["proximal_log_prob"]
+        weight = (minibatch["proximal_log_prob"] - minibatch["log_prob"]).exp().clamp_max(config.max_weight)
+        ratio, advantage = log_ratio.exp(), weight * minibatch["advantage"]
         clipped = ratio.clamp(1 - config.clip, 1 + config.clip)
         policy_loss = -torch.minimum(ratio * advantage, clipped * advantage)
         entropy = self.actor.entropy(parameters)
@@ -141,7 +153,9 @@ class PPO:
                 "kl": (ratio - 1 - log_ratio) * active, "clipped": ((ratio - 1).abs() > config.clip) * active,
             }  # fmt: skip
             sums = {name: x.sum() for name, x in kept.items()}
-            sums["ratio_deviation"] = torch.cat([((ratio - 1).abs() * active).flatten(), active.new_zeros(1)]).max()
+            sums["ratio_deviation"] = torch.cat(
+                [(((log_prob - minibatch["log_prob"]).exp() - 1).abs() * active).flatten(), active.new_zeros(1)]
+            ).max()
             return loss, sums
 
     def summarize(self, sums: Tensor) -> dict[str, float]:
