@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
 USAGE = """usage: marl-hpc [train] OVERRIDES…      train; for example: marl-hpc env=mpe/simple_spread budget.env_steps=200000
        marl-hpc resume RUN OVERRIDES…  continue a stopped run, or a finished one with a larger budget
+       marl-hpc evaluate RUN [episodes=100] [greedy=false] [seed=1] [env.KEY=VALUE…]  play a run's policies, print their return
        marl-hpc report RUN             write RUN/report.html again
        marl-hpc plan OVERRIDES…        print which rank would take which role, and stop
 the same words follow `python -m marl_hpc`, under torchrun, srun, mpiexec or alone; overrides are hydra's (key=value)"""
@@ -38,6 +39,11 @@ def main(arguments: list[str] | None = None) -> int:
             from marl_hpc.report import render
 
             print(render(_run_folder(arguments)))
+            return 0
+        if command == "evaluate":
+            from marl_hpc.train import evaluate_run
+
+            print(evaluate_run(_run_folder(arguments[:1]), arguments[1:]))
             return 0
         if command == "plan":
             print(_plan(arguments))

@@ -232,7 +232,8 @@ class Job:
         where = "the beginning" if found is None else f"{found[0].name} ({found[1].env_steps} environment steps)"
         if generation > 0 or self.resuming:
             self.progress.say(f"starting from {where}")
-        store.set(f"start/{generation}", {"checkpoint": str(found[0]) if found else None})
+        # with its manifest: a worker that joins late may find the folder gone, since newer checkpoints push it out
+        store.set(f"start/{generation}", {"checkpoint": str(found[0]), "manifest": asdict(found[1])} if found else {})
 
     def summarize(self, store: Store, outcome: dict[str, Any]) -> Summary:
         result = store.get("result") or {}

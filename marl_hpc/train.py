@@ -6,13 +6,16 @@ gradient step is in `agents/independent.py`.
 
 from __future__ import annotations
 
+import json
 import os
 import threading
 import traceback
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
+import yaml
 
 from marl_hpc import algorithms, envs, paradigms
 from marl_hpc.comm import collectives
@@ -22,18 +25,20 @@ from marl_hpc.comm.world import World, join, pin_threads
 from marl_hpc.comm.zygote import Stamp
 from marl_hpc.compose import from_record
 from marl_hpc.config import Config, ConfigError
+from marl_hpc.evaluation import summarize
 from marl_hpc.keyed_random import integer
 from marl_hpc.metrics import Clock
 from marl_hpc.networks import Actor
-from marl_hpc.policies import build_actor
+from marl_hpc.policies import build_actor, load_policy
 from marl_hpc.roles.clients import DatasetClient, ParameterClient
 from marl_hpc.roles.dataset import DatasetShard
 from marl_hpc.roles.learner import Learner, Replica
 from marl_hpc.roles.parameter import ParameterShard
-from marl_hpc.roles.recorder import Recorder
+from marl_hpc.roles.play import play
+from marl_hpc.roles.recorder import SCALE, Recorder
 from marl_hpc.roles.rollout import RolloutWorker
 from marl_hpc.roles.schedule import Schedule
-from marl_hpc.storage.checkpoint import Manifest, read_manifest
+from marl_hpc.storage.checkpoint import Manifest
 from marl_hpc.types import EnvBatch, EnvSpec, GroupSpec
 
 DONE, FAILED, STOPPED = 0, 1, 75
@@ -86,7 +91,7 @@ class Rank:
     def find_start(self) -> tuple[Path, Manifest] | None:
         """The checkpoint that this generation starts from, as rank 0's supervisor names it."""
         start = self.world._wait(f"start/{self.world.generation}", "the start of this generation")
-        return (Path(start["checkpoint"]), read_manifest(Path(start["checkpoint"]))) if start["checkpoint"] else None
+        return (Path(start["checkpoint"]), Manifest(**start["manifest"])) if start else None
 
     # the four roles, each with handles of its peers
 
@@ -211,6 +216,31 @@ class Rank:
 def make_env(config: Config, copies: int) -> EnvBatch:
     options = {key: value for key, value in config.env.items() if key != "name"}
     return envs.make(config.env["name"], copies=copies, groups=config.groups, **options)
+
+
+def evaluate_run(run_dir: Path, options: list[str]) -> str:
+    """The return of a run's exported policies over fresh episodes, as JSON. Raises ConfigError for an option that doesn't exist."""
+    config = from_record(yaml.safe_load((run_dir / "config.yaml").read_text()))
+    known: dict[str, Any] = {"episodes": 100, "greedy": config.evaluate.greedy, "seed": config.seed + 1}
+    env = dict(config.env)
+    for item in options:
+        key, given, value = item.partition("=")
+        if given and key.startswith("env."):
+            env[key.removeprefix("env.")] = yaml.safe_load(value)
+        elif given and key in known and isinstance(yaml.safe_load(value), type(known[key])):
+            known[key] = yaml.safe_load(value)
+        else:
+            raise ConfigError(f"evaluate takes {', '.join(f'{k}=…' for k in known)} and env.KEY=…; got {item!r}")
+    if known["episodes"] < 1:
+        raise ConfigError(f"episodes={known['episodes']} must be 1 or more")
+    batch = make_env(replace(config, env=env), min(EVALUATION_COPIES, known["episodes"]))
+    try:
+        actors = {group.name: load_policy(run_dir, group.agents[0]).actor for group in batch.spec.groups}
+    except FileNotFoundError as error:
+        raise ConfigError(str(error)) from error
+    results = play(batch, actors, range(known["episodes"]), seed=known["seed"], greedy=known["greedy"])
+    record = summarize([episode_return for episode_return, _ in results], scale=SCALE)
+    return json.dumps({**record, **known, "environment": batch.spec.version}, indent=1)
 
 
 def prepare(job: dict[str, Any], deadline: Stamp) -> int:

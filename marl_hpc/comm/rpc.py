@@ -182,6 +182,6 @@ class _RpcPending:
         try:
             return self.future.value()
         except RuntimeError as error:
-            if "RPC" in str(error) or "eof" in str(error) or "pipe" in str(error) or "connection" in str(error).lower():
-                raise PeerLost(f"{self.name} is gone: {str(error).splitlines()[0]}") from error
-            raise
+            if "On WorkerInfo(" in str(error) or "PermissionError" in str(error):
+                raise  # the handler's own exception, or its refusal; anything else is the connection's
+            raise PeerLost(f"{self.name} is gone: {str(error).splitlines()[0]}") from error

@@ -18,7 +18,6 @@ import os
 import select
 import signal
 import socket
-import struct
 import subprocess
 import sys
 import time
@@ -39,14 +38,15 @@ class Stamp:
     SIZE = 8
 
     def __init__(self, descriptor: int) -> None:
-        self.memory = mmap.mmap(descriptor, self.SIZE)
+        # one aligned 8-byte store: struct.pack_into zeroes first, and a supervisor that reads just then sees a deadline long past
+        self.deadline = memoryview(mmap.mmap(descriptor, self.SIZE)).cast("d")
 
     def expect_within(self, seconds: float) -> None:
-        struct.pack_into("d", self.memory, 0, time.monotonic() + seconds)
+        self.deadline[0] = time.monotonic() + seconds
 
     @property
     def overdue_s(self) -> float:
-        return time.monotonic() - struct.unpack_from("d", self.memory, 0)[0]
+        return time.monotonic() - self.deadline[0]
 
 
 class Zygote:

@@ -12,13 +12,14 @@ import numpy as np
 import torch
 
 from marl_hpc.config import Config
-from marl_hpc.keyed_random import ACTION, EPISODE, EVALUATION_ACTION, EVALUATION_EPISODE, generator, integer
+from marl_hpc.keyed_random import ACTION, EPISODE, generator, integer
 from marl_hpc.metrics import Clock
 from marl_hpc.networks import Actor, draw_noise, load_flat, to_env
 from marl_hpc.roles.clients import DatasetClient, ParameterClient, Stopping, World
+from marl_hpc.roles.play import play
 from marl_hpc.roles.schedule import Schedule
 from marl_hpc.storage.fragments import allocate, pack
-from marl_hpc.types import EnvBatch, GroupSpec
+from marl_hpc.types import EnvBatch
 
 
 class RolloutWorker:
@@ -152,47 +153,15 @@ class RolloutWorker:
 
     def evaluate(self, version: int, episodes: int) -> None:
         """Play this worker's share of an evaluation's episodes and report them. Touches nothing that training draws from."""
-        env, config = self.evaluation_env, self.config
-        waiting = [e for e in range(episodes) if e % self.workers == self.worker]
-        playing: dict[int, int] = {}  # copy -> episode
-        streams: dict[int, np.random.Generator] = {}
-        returns, lengths, results = np.zeros(env.copies), np.zeros(env.copies, int), []
-        over = np.ones(env.copies, bool)
+        mine = [e for e in range(episodes) if e % self.workers == self.worker]
         with self.clock.computing("evaluation"):
-            while waiting or playing:
-                self.world.stamp()
-                for b in np.flatnonzero(over).tolist():
-                    seed = 0  # a copy without an episode left steps along unseen
-                    if waiting:
-                        playing[b] = waiting.pop(0)
-                        streams[b] = generator(config.seed, EVALUATION_ACTION, playing[b])
-                        seed = integer(config.seed, EVALUATION_EPISODE, playing[b])
-                    returns[b], lengths[b] = 0, 0
-                    env.reset([b], [seed])
-                observation, mask, _ = env.observe()
-                actions = {g.name: self.choose(g, observation, mask, playing, streams) for g in env.spec.groups}
-                after = env.step(actions)
-                returns += sum(reward.sum(1) for reward in after.reward.values()) / len(env.spec.agents)
-                lengths += 1
-                over = after.over
-                results += [(playing.pop(b), returns[b], lengths[b]) for b in list(playing) if over[b]]
-        rows = [(episode_return, length, self.version) for _, episode_return, length in sorted(results)]
+            results = play(
+                self.evaluation_env,
+                self.actors,
+                mine,
+                seed=self.config.seed,
+                greedy=self.config.evaluate.greedy,
+                alive=self.world.stamp,
+            )
+        rows = [(episode_return, length, self.version) for episode_return, length in results]
         self.dataset.insert_evaluation(version, self.worker, torch.tensor(rows, dtype=torch.float64).reshape(-1, 3))
-
-    @torch.no_grad()
-    def choose(
-        self, group: GroupSpec, observation: dict[str, np.ndarray], mask: dict[str, np.ndarray], playing: dict[int, int],
-        streams: dict[int, np.random.Generator],
-    ) -> np.ndarray:  # fmt: skip
-        """Actions of one group in an evaluation, greedy or drawn with each episode's own stream."""
-        actor, legal = self.actors[group.name], mask.get(group.name)
-        seen = torch.from_numpy(observation[group.name]).to(self.dtype)
-        parameters = actor(seen, None if legal is None else torch.from_numpy(legal))
-        if self.config.evaluate.greedy:
-            action = actor.mode(parameters)
-        else:
-            noise = np.full(tuple(parameters.shape), 0.5)
-            for b in playing:
-                noise[b] = draw_noise(group.action_space, streams[b], (len(group.agents),))
-            action = actor.sample(parameters, torch.from_numpy(noise).to(self.dtype))
-        return to_env(group.action_space, action.numpy())
