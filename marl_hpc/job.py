@@ -12,6 +12,7 @@ import importlib.metadata
 import json
 import os
 import platform
+import signal
 import socket
 import subprocess
 import threading
@@ -62,6 +63,10 @@ def run_job(config: Config, overrides: list[str], signals: list[int], resume_fro
     return job.lead() if launch.rank == 0 else job.follow()
 
 
+class StoppedEarly(Exception):
+    """A signal came before any role process was started."""
+
+
 class Job:
     def __init__(
         self, config: Config, overrides: list[str], launch: Launch, counts: dict[str, int], inline: bool, signals: list[int],
@@ -75,6 +80,8 @@ class Job:
         self.start_s = config.timeouts.start_s * config.timeouts.scale
         self.zygote = Zygote()  # imports torch while we look for the others
         self.started = time.time()
+        self.job: dict[str, Any] = {"roles": [], "devices": [], "spec": {"version": None}}  # as long as none is known
+        self.hosts: list[str] = []
 
     # rank 0
 
@@ -91,10 +98,16 @@ class Job:
             try:
                 self.run_dir, self.resuming = self.open_run()
                 hellos = self.greet(store)
+                self.hosts = [h["host"] for h in hellos]
                 spec = self.prepare(store, port, key)
             except ConfigError as error:
                 store.set("job", {"wrong": str(error)})
                 raise
+            except StoppedEarly as stopped:
+                store.set("job", {"stopped": str(stopped)})
+                summary = self.summarize(store, {"status": "stopped", "reason": str(stopped)})
+                self.part(store)
+                return summary
             if self.launch.launcher != "alone":
                 launchers.forget_meeting(self.launch)
             roles = (
@@ -108,7 +121,6 @@ class Job:
                 "interface": self.config.cluster.interface, "membership": self.config.cluster.membership,
                 "addresses": {str(rank): hello["address"] for rank, hello in enumerate(hellos)},
             }  # fmt: skip
-            self.hosts = [h["host"] for h in hellos]
             self.job = job
             store.set("job", job)
             self.progress = Progress(store, table(roles, self.hosts), self.run_dir)
@@ -158,6 +170,7 @@ class Job:
         until = time.monotonic() + self.start_s
         found: dict[str, Any] = {}
         while len(found) < self.size - 1:
+            self.heed_signals()
             found = store.watch("hello/", found, 1.0)
             if time.monotonic() > until:
                 missing = [rank for rank in range(1, self.size) if f"hello/{rank}" not in found]
@@ -212,7 +225,8 @@ class Job:
         while (found := store.get("prepared")) is None:
             ended = [event for event in self.zygote.events(0.1) if event.get("exited") == -1]
             found = store.get("prepared")
-            if found is None and (ended or time.monotonic() > until or self.signals):
+            self.heed_signals()
+            if found is None and (ended or time.monotonic() > until):
                 said.join(1)
                 raise ConfigError(f"the environment couldn't be made; see {self.run_dir}/logs/prepare.log")
         if "wrong" in found:
@@ -220,6 +234,10 @@ class Job:
         if "failed" in found:
             raise ConfigError(f"env.name={self.config.env['name']!r} failed when it was made:\n{found['failed']}")
         return found["spec"]
+
+    def heed_signals(self) -> None:
+        if self.signals:
+            raise StoppedEarly(f"stopped by {signal.Signals(self.signals[0]).name} before training began")
 
     def name_start(self, store: AnyStore, generation: int) -> None:
         """The checkpoint that a generation starts from: the newest of this run, or the one the user named, or none."""
@@ -237,13 +255,11 @@ class Job:
 
     def summarize(self, store: Store, outcome: dict[str, Any]) -> Summary:
         result = store.get("result") or {}
-        status = outcome["status"]
-        abandoned = store.get("control/abandoned")
-        if status == "stopped" and (abandoned or not result) and newest(self.run_dir, fingerprint(self.config)) is None:
-            status, outcome = (
-                "failed",
-                {**outcome, "reason": f"{outcome['reason']}, before a checkpoint was complete ({abandoned})"},
-            )
+        status, abandoned = outcome["status"], store.get("control/abandoned")
+        if status == "stopped" and abandoned:
+            saved = newest(self.run_dir, fingerprint(self.config))
+            where = f"it goes on from {saved[0].name}" if saved else "it starts again from the beginning"
+            outcome = {**outcome, "reason": f"{outcome['reason']}, but {abandoned}; {where}"}
         times = {key.partition("/")[2]: value for key, value in store.scan("time/").items()}
         record = {
             "status": status,
@@ -255,7 +271,7 @@ class Job:
             "git": git_state(), "versions": versions(),
             "world": [
                 {"rank": rank, "role": role, "host": host, "device": device, "launcher": self.launch.launcher}
-                for rank, (role, host, device) in enumerate(zip(self.job["roles"], self.hosts, self.job["devices"], strict=True))
+                for rank, (role, host, device) in enumerate(zip(self.job["roles"], self.hosts, self.job["devices"], strict=False))
             ],
             "time_split": times,
             "faults": [value for _, value in sorted(store.scan("fault/").items())],
@@ -283,6 +299,9 @@ class Job:
                     raise TimeoutError(f"rank 0 published no job in {2 * self.start_s:.0f} s; see its output")
             if "wrong" in job:
                 raise ConfigError(job["wrong"])
+            if "stopped" in job:
+                store.set(f"bye/{self.launch.rank}", True)
+                return Summary("stopped", CODES["stopped"], Path(), {})
             self.config, self.job, self.run_dir = from_record(job["config"]), job, Path(job["run_dir"])
             outcome = self.supervise(store, address, key, [self.launch.rank])
             with contextlib.suppress(StoreLost):  # then rank 0 waits for nobody any more
@@ -321,17 +340,17 @@ class Job:
         if supervisor.lead:
             supervisor.each_second = self.progress.show
             supervisor.before_generation = lambda generation: self.name_start(store, generation)
-            end = os.environ.get("SLURM_JOB_END_TIME")
-            if end is not None:
-                margin = min(self.config.run.stop_before_end_s, (float(end) - self.started) / 4)
-                timer = threading.Timer(
-                    float(end) - margin - time.time(), lambda: store.set_default("control/stop", "the SLURM time limit")
-                )
-                timer.daemon = True
-                timer.start()
+            threading.Thread(target=self.stop_in_time, args=(store,), daemon=True, name="time-limit").start()
         outcome = supervisor.run()
         self.zygote = supervisor.zygote
         return outcome
+
+    def stop_in_time(self, store: AnyStore) -> None:
+        """Stop by ourselves before SLURM's time limit kills the job; a quarter of a short job's time at most is kept for it."""
+        left_s = launchers.time_left_s()
+        if left_s is not None:
+            time.sleep(max(0.0, left_s - min(self.config.run.stop_before_end_s, left_s / 4)))
+            store.set_default("control/stop", "the SLURM time limit")
 
     def open_log(self, rank: int) -> int:
         """A pipe whose lines go to the rank's log, each with the time, the rank and its role in front."""

@@ -89,6 +89,39 @@ def exchange(launch: Launch, invitation: dict[str, Any] | None, timeout_s: float
     return _through_file(_meeting_point(launch), invitation, timeout_s)
 
 
+def time_left_s() -> float | None:
+    """Seconds until SLURM's time limit, None outside of SLURM or without a limit.
+
+    SLURM_JOB_END_TIME comes with SLURM 23; older ones are asked through squeue.
+    """
+    job = os.environ.get("SLURM_JOB_ID")
+    if job is None:
+        return None
+    if "SLURM_JOB_END_TIME" in os.environ:
+        return float(os.environ["SLURM_JOB_END_TIME"]) - time.time()
+    try:
+        command = ["squeue", "--noheader", f"--job={job}", "--format=%L"]
+        return parse_time(subprocess.run(command, capture_output=True, text=True, timeout=30).stdout.strip())
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+
+
+def parse_time(text: str) -> float | None:
+    """SLURM's [days-][[hours:]minutes:]seconds; None for words such as UNLIMITED.
+
+    >>> parse_time("1-02:00:30"), parse_time("59:59"), parse_time("UNLIMITED")
+    (93630.0, 3599.0, None)
+    """
+    days, _, clock = text.rpartition("-")
+    parts = clock.split(":")
+    if not all(part.isdigit() for part in [*parts, days or "0"]):
+        return None
+    seconds = 0
+    for part in parts:
+        seconds = 60 * seconds + int(part)
+    return float(int(days or 0) * 86400 + seconds)
+
+
 def new_key() -> str:
     """The job's key. MARL_HPC_KEY, the same on every node, keeps it off torchrun's own store, which anybody on the network can read."""
     return os.environ.get("MARL_HPC_KEY") or secrets.token_hex(32)

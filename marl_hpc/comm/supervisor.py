@@ -233,10 +233,11 @@ class Supervisor:
                 self.waiting[child.rank] = child.generation
 
     def _enforce_stop(self) -> None:
+        """Nobody is started any more, and who hasn't saved in time is ended."""
         if self.stop_deadline is None:
             self.stop_deadline = time.monotonic() + self.config.run.grace_s
         gone_wrong = self.control.get("control/abandoned")
-        for rank in list(self.waiting):  # nobody starts any more
+        for rank in list(self.waiting):
             del self.waiting[rank]
             self.ended[rank] = STOPPED
             self.store.set(f"exit/{rank}", STOPPED)
