@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import difflib
 import re
 from dataclasses import fields
 from pathlib import Path
@@ -27,6 +28,8 @@ OPEN_SECTIONS = re.compile(r"^(env|algorithm)\.[\w.]+=")
 
 def compose(overrides: list[str]) -> Config:
     """The configuration that these overrides ask for. Raises ConfigError naming key, value and choices."""
+    for item in overrides:
+        check_override(item)
     store = ConfigStore.instance()
     store.store(name="base_config", node=OmegaConf.create(OmegaConf.to_container(_schema())))
     opened = [f"++{item}" if OPEN_SECTIONS.match(item) else item for item in overrides]
@@ -37,6 +40,39 @@ def compose(overrides: list[str]) -> Config:
         return validate(OmegaConf.to_object(OmegaConf.merge(_schema(), composed)))  # type: ignore[arg-type]
     except (HydraException, OmegaConfBaseException) as error:
         raise ConfigError(explain(error)) from error
+
+
+def check_override(item: str) -> None:
+    """Raise ConfigError for a key or a choice that doesn't exist, naming those that do; hydra names neither below the top."""
+    key, given, value = item.partition("=")
+    if key.startswith(("+", "~")):
+        return
+    if not given:
+        raise ConfigError(f"{item!r} is no override; give key=value, for example budget.env_steps=100000")
+    if OPEN_SECTIONS.match(item) or key.startswith("hydra."):
+        return
+    options = (
+        sorted(str(path.relative_to(CONFIGS / key).with_suffix("")) for path in (CONFIGS / key).rglob("*.yaml")) if key else []
+    )
+    if options:
+        if value not in (*options, "null"):
+            raise ConfigError(f"{key}={value!r} is not a choice{_near(value, options)} known: {', '.join(options)}")
+        return
+    section: Any = OmegaConf.to_container(_schema())
+    path = key.split(".")
+    for depth, part in enumerate(path):
+        if not isinstance(section, dict) or part not in section:
+            known = sorted(section) if isinstance(section, dict) else []
+            where = ".".join(path[:depth]) or "the configuration"
+            raise ConfigError(f"unknown key {key!r}{_near(part, known)} {where} has: {', '.join(known) or 'no keys'}")
+        section = section[part]
+        if key.startswith("groups."):
+            return
+
+
+def _near(word: str, known: list[str]) -> str:
+    near = difflib.get_close_matches(word, known, n=1)
+    return f"; did you mean {near[0]!r}?" if near else ";"
 
 
 def explain(error: Exception) -> str:

@@ -143,6 +143,8 @@ def validate(config: Config) -> Config:
     for key in POSITIVE:
         if not lookup(config, key) > 0:
             raise ConfigError(f"{key}={lookup(config, key)} must be greater than 0")
+    if config.seed < 0:
+        raise ConfigError(f"seed={config.seed} must be 0 or more")
     if config.rollout.max_lag not in (0, 1):
         raise ConfigError(f"rollout.max_lag={config.rollout.max_lag} is not a choice; 0 (strict lockstep) or 1 (overlap)")
     for role in ("learner", "rollout", "parameter", "dataset"):

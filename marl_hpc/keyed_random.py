@@ -9,7 +9,7 @@ from __future__ import annotations
 import numpy as np
 
 # What a number is drawn for; part of every key, so that no two uses share a stream.
-EPISODE, ACTION, EVALUATION_EPISODE, EVALUATION_ACTION, MINIBATCH, INITIALIZATION = range(6)
+EPISODE, ACTION, EVALUATION_EPISODE, EVALUATION_ACTION, MINIBATCH, INITIALIZATION, GROUP = range(7)
 
 
 def generator(*key: int) -> np.random.Generator:
@@ -18,9 +18,14 @@ def generator(*key: int) -> np.random.Generator:
     >>> float(generator(1, 2).random()) == float(generator(1, 2).random()) != float(generator(1, 3).random())
     True
     """
-    return np.random.Generator(np.random.Philox(np.random.SeedSequence(key)))
+    return np.random.Generator(np.random.Philox(_sequence(key)))
 
 
 def integer(*key: int) -> int:
     """One 31-bit integer of this key: a seed for an environment's reset or for torch."""
-    return int(np.random.SeedSequence(key).generate_state(1)[0] >> 1)
+    return int(_sequence(key).generate_state(1)[0] >> 1)
+
+
+def _sequence(key: tuple[int, ...]) -> np.random.SeedSequence:
+    # the length in front: SeedSequence fills up with zeros, so that (7,) and (7, 0) would be one stream
+    return np.random.SeedSequence((len(key), *key))

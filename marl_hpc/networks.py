@@ -108,7 +108,8 @@ class Actor(nn.Module):
 def draw_noise(space: ActionSpace, generator: np.random.Generator, shape: tuple[int, ...]) -> np.ndarray:
     """Noise [*shape, A] for `Actor.sample`, float64."""
     if space.kind == "discrete":
-        return np.clip(generator.random((*shape, space.n)), 1e-12, 1 - 1e-12)
+        # neither 0 nor 1, also after rounding to float32: their Gumbel noise would be infinite and could beat a mask
+        return np.clip(generator.random((*shape, space.n)), 2.0**-24, 1 - 2.0**-24)
     return generator.standard_normal((*shape, math.prod(space.shape)))
 
 

@@ -26,7 +26,7 @@ from marl_hpc.comm.zygote import Stamp
 from marl_hpc.compose import from_record
 from marl_hpc.config import Config, ConfigError
 from marl_hpc.evaluation import summarize
-from marl_hpc.keyed_random import integer
+from marl_hpc.keyed_random import GROUP, integer
 from marl_hpc.metrics import Clock
 from marl_hpc.networks import Actor
 from marl_hpc.policies import build_actor, load_policy
@@ -171,7 +171,7 @@ class Rank:
             if index in hosts:
                 interface = agent(
                     algorithm, options, group, exchanges[group.name], device=device, dtype=getattr(torch, config.dtype),
-                    seed=integer(config.seed, place),
+                    seed=integer(config.seed, GROUP, place),
                 )  # fmt: skip
                 replicas.append(Replica(interface, hosts.index(index), len(hosts)))
         recorder = None

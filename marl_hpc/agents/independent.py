@@ -16,6 +16,8 @@ class IndependentAgent(AgentInterface):
 
     def learn(self, batch: dict[str, Tensor], columns: Tensor, total: int, seed: int) -> dict[str, float]:
         batch = {name: x.to(self.device).contiguous() for name, x in batch.items()}
+        if bad := describe_non_finite(batch):
+            raise FloatingPointError(f"{bad} of group {self.group.name!r} at gradient step {self.updates}; look at the environment")
         history = []
         for minibatch in self.algorithm.minibatches(batch, columns, total, seed):
             history.append(self.gradient_step(minibatch))
@@ -35,7 +37,7 @@ class IndependentAgent(AgentInterface):
         if not torch.isfinite(norm):
             raise FloatingPointError(
                 f"gradient of group {self.group.name!r} is {float(norm)} at gradient step {self.updates}: "
-                f"{describe_non_finite(minibatch)}; lower algorithm.lr or algorithm.max_grad_norm, or look at the environment's rewards"
+                f"{describe_non_finite(minibatch) or 'its batch is finite'}; lower algorithm.lr or algorithm.max_grad_norm"
             )
         gradient *= (self.max_grad_norm / (norm + 1e-6)).clamp_max(1)
         self.optimizer.step()
@@ -43,7 +45,7 @@ class IndependentAgent(AgentInterface):
         return parameters.sums.clone()
 
 
-def describe_non_finite(minibatch: dict[str, Tensor]) -> str:
-    """Which fields of a minibatch hold NaN or infinity."""
-    bad = [name for name, x in minibatch.items() if x.is_floating_point() and not torch.isfinite(x).all()]
-    return f"not finite in the batch: {', '.join(bad)}" if bad else "the batch itself is finite"
+def describe_non_finite(batch: dict[str, Tensor]) -> str:
+    """Which fields of a batch [..., N, …] hold NaN or infinity, or nothing."""
+    bad = [name for name, x in batch.items() if x.is_floating_point() and not torch.isfinite(x).all()]
+    return f"NaN or infinity in {', '.join(bad)}" if bad else ""

@@ -91,5 +91,6 @@ def configure(section: dict[str, Any]) -> tuple[type, Any]:
         OmegaConf.set_readonly(schema, False)
         typed = OmegaConf.to_object(OmegaConf.merge(schema, section))
     except (OmegaConfBaseException, ValueError) as error:
-        raise ConfigError(f"algorithm: {str(error).splitlines()[0]}") from error
+        key = getattr(error, "full_key", None)
+        raise ConfigError(f"algorithm{f'.{key}={section.get(key)!r}' if key else ''}: {str(error).splitlines()[0]}") from error
     return algorithm, typed

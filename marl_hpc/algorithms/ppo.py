@@ -67,7 +67,7 @@ class PPO:
     def check(config: PPOConfig, group: GroupSpec) -> None:
         if config.activation not in ACTIVATIONS:
             raise ConfigError(f"algorithm.activation={config.activation!r}; choose one of: {', '.join(ACTIVATIONS)}")
-        for key in ("epochs", "minibatches", "lr", "clip"):
+        for key in ("epochs", "minibatches", "lr", "clip", "max_weight", "max_grad_norm"):
             if not getattr(config, key) > 0:
                 raise ConfigError(f"algorithm.{key}={getattr(config, key)} must be greater than 0")
         if len(group.observation_shape) > 1:
@@ -93,7 +93,8 @@ class PPO:
         """Add value targets and advantages to a batch [T, B, N]; statistics run over all replicas."""
         active = batch["active"]
         with torch.no_grad():
-            values = self.values.denormalize(self.critic(batch["observation"]).squeeze(-1))
+            critic = self.critic(batch["observation"]).squeeze(-1)
+            values = self.values.denormalize(critic)
             # within an episode the next value is the next row's; only ends of episodes and of the fragment need another pass
             next_values = torch.cat([values[1:], values[-1:]])
             done = batch["terminated"] | batch["truncated"]
@@ -111,6 +112,7 @@ class PPO:
                 self.values.update(moments[0].cpu())
             if self.config.normalize_advantages:
                 count, total, squares = moments[1]
+                count = count.clamp_min(1)
                 mean = total / count
                 std = (squares / count - mean * mean).clamp_min(0).sqrt()
                 advantages = (advantages - mean.to(advantages)) / (std.to(advantages) + 1e-8)
@@ -121,7 +123,7 @@ class PPO:
                 "proximal_log_prob": self.actor.log_prob(parameters, batch["action"]),
                 "advantage": advantages,
                 "target": self.values.normalize(returns),
-                "old_value": self.values.normalize(values),
+                "old_value": critic,  # as the critic said it: clipping is about its output, whatever the statistics are now
             }
 
     def loss(self, minibatch: Batch) -> tuple[Tensor, dict[str, Tensor]]:

@@ -79,20 +79,30 @@ class Parking:
             return future
 
     def settle(self) -> None:
+        # answering one may be what another waits for (a writer that gets room delivers what a reader wants): until nothing changes
+        while self._settle_once():
+            pass
+
+    def _settle_once(self) -> int:
+        """How many got their answer."""
         with self.lock:
             waiting, self._waiting = self._waiting, []
+            answered = 0
             for ready, future, until in waiting:
                 try:
                     value = ready()
                 except Exception as error:  # belongs to the caller who waits, not to the one who settles
                     future.set_exception(error)
+                    answered += 1
                     continue
                 if value is None:
                     value = self.closed
                 if value is not None:
                     future.set_result(value)
+                    answered += 1
                 elif time.monotonic() < until:
                     self._waiting.append((ready, future, until))
+            return answered
 
     def close(self, value: Any) -> None:
         """Answer everybody who waits now or later for what isn't there with `value`."""

@@ -31,7 +31,7 @@ def resolve(name: str) -> Callable[..., Any]:
     target = ENVS.get(name, name if ":" in name else None)
     if target is None:
         near = difflib.get_close_matches(name, ENVS, n=1)
-        hint = f"; did you mean {near[0]!r}?" if near else ""
+        hint = f"; did you mean {near[0]!r}?" if near else ";"
         raise ConfigError(f"unknown environment env.name={name!r}{hint} known: {', '.join(sorted(ENVS))}; or my_module:function")
     if callable(target):
         return target

@@ -8,6 +8,7 @@ simple_spread. Rewards are mpe2's own: with simple_spread's default local_ratio=
 from __future__ import annotations
 
 import importlib
+import inspect
 from typing import Any
 
 from marl_hpc.config import ConfigError
@@ -27,7 +28,11 @@ def _task(name: str) -> Any:
             module = importlib.import_module(f"mpe2.{RELEASES[name]}")
         except ImportError as error:
             raise ConfigError(f"env=mpe/{name} needs the package mpe2 ({error}); pip install 'marl_hpc[mpe]'") from error
-        return module.parallel_env(**options)
+        try:
+            return module.parallel_env(**options)
+        except TypeError as error:
+            known = ", ".join(name for name in inspect.signature(module.raw_env.__init__).parameters if name != "self")
+            raise ConfigError(f"env=mpe/{name}: {error}; it takes {known}") from error
 
     make.__name__ = make.__qualname__ = name
     make.__doc__ = f"mpe2's {RELEASES[name]}, parallel API."

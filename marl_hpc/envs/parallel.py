@@ -30,9 +30,12 @@ class ParallelBatch:
             raise TypeError(f"env.name={name!r} is a turn-based (AEC) environment; return its parallel version")
         agents = tuple(first.possible_agents)
         _, infos = first.reset(seed=0)
-        masked = [agent for agent in agents if "action_mask" in infos.get(agent, {})]
         observation_spaces = {agent: first.observation_space(agent) for agent in agents}
         action_spaces = {agent: first.action_space(agent) for agent in agents}
+        masked = [agent for agent in agents if "action_mask" in infos.get(agent, {})]
+        # who isn't there yet is like those with the same spaces
+        kinds = [(observation_spaces[agent], action_spaces[agent]) for agent in masked]
+        masked += [a for a in agents if a not in infos and (observation_spaces[a], action_spaces[a]) in kinds]
         self.spec = EnvSpec(
             name=name,
             version=version_of(first),
@@ -43,6 +46,7 @@ class ParallelBatch:
         self._place = {agent: (group.name, i) for group in self.spec.groups for i, agent in enumerate(group.agents)}
         self._discrete = {agent: self.spec.group(g).action_space.kind == "discrete" for agent, (g, _) in self._place.items()}
         self._one_hot = {agent: getattr(observation_spaces[agent], "n", 0) for agent in agents}
+        self._starts = {agent: int(getattr(observation_spaces[agent], "start", 0)) for agent in agents}
         self._current = self._empty()
 
     def reset(self, copies: list[int], seeds: list[int]) -> None:
@@ -66,6 +70,9 @@ class ParallelBatch:
         over = np.zeros(self.copies, bool)
         for copy, env in enumerate(self.envs):
             living = list(env.agents)
+            for agent, place in self._place.items():
+                if agent not in living:
+                    self._clear(copy, *place, self._current)
             chosen = {}
             for agent in living:
                 group, i = self._place[agent]
@@ -77,6 +84,8 @@ class ParallelBatch:
                 reward[group][copy, i] = rewards.get(agent, 0.0)
                 ended, cut = bool(terminations.get(agent, False)), bool(truncations.get(agent, False))
                 terminated[group][copy, i], truncated[group][copy, i] = ended, cut and not ended
+                if agent not in env.agents and agent in observations and not (ended or cut):
+                    truncated[group][copy, i] = True  # it left unsaid: cut it off from the next episode, but not its future
                 # an agent that leaves without an observation of its own bootstraps from nothing: it counts as terminated
                 if agent in observations:
                     self._write(copy, agent, observations[agent], infos.get(agent, {}), self._current)
@@ -122,7 +131,7 @@ class ParallelBatch:
         if isinstance(seen, Mapping):
             seen = seen["observation"]
         if self._one_hot[agent]:
-            seen = np.eye(self._one_hot[agent], dtype=np.float32)[int(seen)]
+            seen = np.eye(self._one_hot[agent], dtype=np.float32)[int(seen) - self._starts[agent]]
         observation[group][copy, i] = seen
         active[group][copy, i] = True
 

@@ -30,7 +30,7 @@ def ticks(low: float, high: float, count: int = 5) -> list[float]:
     magnitude = 10 ** math.floor(math.log10(raw))
     step = next(m * magnitude for m in (1, 2, 2.5, 5, 10) if m * magnitude >= raw * 0.999)
     first = math.ceil(low / step - 1e-9)
-    return [round(i * step, 12) for i in range(first, math.floor(high / step + 1e-9) + 1)]
+    return [round(float(i * step), 12) for i in range(first, math.floor(high / step + 1e-9) + 1)]
 
 
 def number(value: float) -> str:
