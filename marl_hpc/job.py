@@ -200,9 +200,7 @@ class Job:
         devices = []
         for role, hello in zip(roles, hellos, strict=True):
             wants = role.startswith("learner") or role == "inline"
-            gpus = hello["gpus"] if self.config.device != "cpu" else 0
-            if self.config.device == "cuda" and wants:
-                gpus = max(gpus, 1)
+            gpus = hello["gpus"] if self.cuda and self.config.device != "cpu" else 0
             if wants and gpus:
                 devices.append(f"cuda:{used.get(hello['host'], 0) % gpus}")
                 used[hello["host"]] = used.get(hello["host"], 0) + 1
@@ -233,6 +231,7 @@ class Job:
             raise ConfigError(found["wrong"])
         if "failed" in found:
             raise ConfigError(f"env.name={self.config.env['name']!r} failed when it was made:\n{found['failed']}")
+        self.cuda = found["cuda"]
         return found["spec"]
 
     def heed_signals(self) -> None:
@@ -361,7 +360,8 @@ class Job:
         def copy() -> None:
             with os.fdopen(read, errors="replace") as lines, open(path, "a", buffering=1) as log:
                 for line in lines:
-                    log.write(f"{time.strftime('%H:%M:%S')} {prefix}{line}")
+                    with contextlib.suppress(OSError):  # a full disk must not block who writes; what is said there is lost
+                        log.write(f"{time.strftime('%H:%M:%S')} {prefix}{line}")
 
         threading.Thread(target=copy, daemon=True, name=f"log-{rank}").start()
         return write

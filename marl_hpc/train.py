@@ -49,9 +49,11 @@ def run_rank(job: dict[str, Any], deadline: Stamp) -> int:
     """The rank's role, from start to end; returns its exit status. Its own exception is written down for the supervisors to show."""
     pin_threads()
     config = from_record(job["config"])
-    cuda = job["devices"][job["rank"]] != "cpu"
+    device = torch.device(job["devices"][job["rank"]])
+    if device.type == "cuda":
+        torch.cuda.set_device(device)  # before NCCL is asked for anything
     print(f"{job['roles'][job['rank']]} starts: pid {os.getpid()}, generation {job['generation']}", flush=True)
-    with join(job, deadline, cuda=cuda) as world:
+    with join(job, deadline, cuda=device.type == "cuda") as world:
         try:
             return Rank(config, job, world).run()
         except (PeerLost, StoreLost):
@@ -253,9 +255,10 @@ def prepare(job: dict[str, Any], deadline: Stamp) -> int:
         env = make_env(config, 1)
         for group in env.spec.groups:
             algorithm.check(options, group)
-        if config.device == "cuda" and not torch.cuda.is_available():
+        cuda = torch.cuda.is_available()
+        if config.device == "cuda" and not cuda:
             raise ConfigError("device=cuda but torch sees no GPU here; use device=auto or device=cpu")
-        store.set("prepared", {"spec": env.spec.to_json()})
+        store.set("prepared", {"spec": env.spec.to_json(), "cuda": cuda})
     except (ConfigError, TypeError) as error:
         store.set("prepared", {"wrong": str(error)})
     except Exception:

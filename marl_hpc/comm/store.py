@@ -21,53 +21,55 @@ class StoreLost(ConnectionError):
 
 
 class Store:
-    """The store itself, in the process that serves it. Values are JSON. All methods are safe to call from any thread."""
+    """The store itself, in the process that serves it. Values are JSON. All methods are safe to call from any thread.
+
+    Who waits is woken only by changes under the first part of its key, so that thousands of watchers of `control/` sleep through
+    everybody's reports.
+    """
 
     def __init__(self) -> None:
         self._values: dict[str, Any] = {}
         self._gathered: dict[str, dict[int, Any]] = {}
-        self._revision = 0
-        self._changed = threading.Condition()
+        self._served: dict[str, set[int]] = {}
+        self._lock = threading.Lock()
+        self._conditions: dict[str, threading.Condition] = {}
 
     def set(self, key: str, value: Any) -> None:
-        with self._changed:
-            self._values[key] = value
-            self._bump()
+        with self._lock:
+            self._put(key, value)
 
     def set_default(self, key: str, value: Any) -> Any:
         """Set a key unless it is there; returns what is there now. The first wins."""
-        with self._changed:
+        with self._lock:
             if key not in self._values:
-                self._values[key] = value
-                self._bump()
+                self._put(key, value)
             return self._values[key]
 
     def get(self, key: str) -> Any:
         """The value, or None."""
-        with self._changed:
+        with self._lock:
             return self._values.get(key)
 
     def add(self, key: str, amount: int) -> int:
-        with self._changed:
-            self._values[key] = self._values.get(key, 0) + amount
-            self._bump()
+        with self._lock:
+            self._put(key, self._values.get(key, 0) + amount)
             return self._values[key]
 
     def raise_to(self, key: str, value: int) -> int:
         """Set an integer key to `value` if that is more than it holds; returns what it holds now. Raising twice is raising once."""
-        with self._changed:
+        with self._lock:
             if value > self._values.get(key, 0):
-                self._values[key] = value
-                self._bump()
+                self._put(key, value)
             return self._values.get(key, 0)
 
     def scan(self, prefix: str) -> dict[str, Any]:
-        with self._changed:
+        with self._lock:
             return {key: value for key, value in self._values.items() if key.startswith(prefix)}
 
     def wait(self, key: str, timeout_s: float) -> Any:
         """The value once the key is there; None after the timeout."""
-        return self._until(lambda: self._values.get(key), timeout_s)
+        with self._lock:
+            return self._until(key, lambda: self._values.get(key), timeout_s)
 
     def watch(self, prefix: str, known: dict[str, Any], timeout_s: float) -> dict[str, Any]:
         """The keys under a prefix, as soon as they differ from what is known, or after the timeout."""
@@ -76,51 +78,58 @@ class Store:
             now = {key: value for key, value in self._values.items() if key.startswith(prefix)}
             return now if now != known else None
 
-        found = self._until(different, timeout_s)
+        with self._lock:
+            found = self._until(prefix, different, timeout_s)
         return known if found is None else found
 
     def gather(self, key: str, member: int, members: int, value: Any, timeout_s: float) -> list[Any] | None:
         """Every member's value in member order, once all have given theirs; None after the timeout (ask again: giving twice is
-        giving once)."""
-        with self._changed:
-            self._gathered.setdefault(key, {})[member] = value
-            self._bump()
+        giving once). Forgotten when all have got it."""
 
         def complete() -> list[Any] | None:
             values = self._gathered.get(key, {})
             return [values[i] for i in range(members)] if len(values) == members else None
 
-        return self._until(complete, timeout_s)
+        with self._lock:
+            self._gathered.setdefault(key, {})[member] = value
+            self._condition(f"gather-{key}").notify_all()
+            gathered = self._until(f"gather-{key}", complete, timeout_s)
+            if gathered is not None:
+                served = self._served.setdefault(key, set())
+                served.add(member)
+                if len(served) == members:
+                    del self._gathered[key], self._served[key]
+            return gathered
 
-    def forget(self, prefix: str) -> None:
-        """Drop what was gathered under a prefix."""
-        with self._changed:
-            for key in [key for key in self._gathered if key.startswith(prefix)]:
-                del self._gathered[key]
+    def _put(self, key: str, value: Any) -> None:
+        self._values[key] = value
+        self._condition(key).notify_all()
 
-    def _bump(self) -> None:
-        self._revision += 1
-        self._changed.notify_all()
+    def _condition(self, key: str) -> threading.Condition:
+        part = key.partition("/")[0]
+        if part not in self._conditions:
+            self._conditions[part] = threading.Condition(self._lock)
+        return self._conditions[part]
 
-    def _until(self, ready: Callable[[], Any], timeout_s: float) -> Any:
+    def _until(self, key: str, ready: Callable[[], Any], timeout_s: float) -> Any:
+        """Called with the lock held."""
         until = time.monotonic() + timeout_s
-        with self._changed:
-            while True:
-                value = ready()
-                left = until - time.monotonic()
-                if value is not None or left <= 0:
-                    return value
-                self._changed.wait(left)
+        while True:
+            value = ready()
+            left = until - time.monotonic()
+            if value is not None or left <= 0:
+                return value
+            self._condition(key).wait(left)
 
 
-OPERATIONS = ("set", "set_default", "get", "add", "raise_to", "scan", "wait", "watch", "gather", "forget")
+OPERATIONS = ("set", "set_default", "get", "add", "raise_to", "scan", "wait", "watch", "gather")
 
 
 class StoreServer:
     """Serves a store on a port of the system's choice; `address` is (host, port)."""
 
     def __init__(self, store: Store, host: str, key: bytes) -> None:
-        self.store, self.key = store, key
+        self.store, self.key, self.closed = store, key, False
         self.listener = Listener((host, 0), backlog=1024)
         self.address: tuple[str, int] = self.listener.address  # type: ignore[assignment]
         threading.Thread(target=self._accept, daemon=True, name="store").start()
@@ -130,7 +139,10 @@ class StoreServer:
             try:
                 connection = self.listener.accept()
             except OSError:
-                return  # closed
+                return
+            if self.closed:
+                connection.close()
+                return
             # each in a thread of its own: a stranger who connects and says nothing holds up nobody
             threading.Thread(target=self._serve, args=(connection,), daemon=True, name="store-client").start()
 
@@ -148,6 +160,7 @@ class StoreServer:
                 return  # the client left, or isn't one of ours
 
     def close(self) -> None:
+        self.closed = True  # a thread that waits in accept() holds the port for one more connection, which it then refuses
         self.listener.close()
 
 
@@ -168,8 +181,8 @@ class StoreClient:
             connection = self._connection()
             connection.send_bytes(json.dumps([operation, arguments]).encode())
             return json.loads(connection.recv_bytes())
-        except (OSError, EOFError) as error:
-            raise StoreLost(f"the control store at {self.address[0]}:{self.address[1]} is gone ({error!r})") from error
+        except (OSError, EOFError, AuthenticationError) as error:
+            raise StoreLost(f"the control store at {self.address[0]}:{self.address[1]} is gone or not ours ({error!r})") from error
 
     def local_host(self) -> str:
         """This end's address of the connection: it tells which network interface leads to the store."""
@@ -205,9 +218,6 @@ class StoreClient:
 
     def gather(self, key: str, member: int, members: int, value: Any, timeout_s: float) -> list[Any] | None:
         return self._call("gather", key, member, members, value, timeout_s)
-
-    def forget(self, prefix: str) -> None:
-        self._call("forget", prefix)
 
 
 AnyStore = Store | StoreClient
