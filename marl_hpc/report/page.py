@@ -13,8 +13,8 @@ from typing import Any
 from marl_hpc.report.svg import Line, number, plot
 
 BADGES = {"finished": "#1a7f37", "stopped": "#9a6700", "failed": "#cf222e", "running": "#1f6feb"}
-COMPUTING = ("#1f6feb", "#2da44e", "#8250df", "#bf8700", "#0a7ea4", "#cf222e")
-WAITING = ("#c9d1d9", "#dfe3e8", "#b6c2cf", "#e8dcc8")
+COMPUTING = ("#1f6feb", "#2da44e", "#8250df", "#bf8700", "#0a7ea4", "#cf222e", "#57606a", "#e16f24", "#116329", "#bf3989")
+WAITING = ("#c9d1d9", "#cfe3fb", "#f3dcc0", "#d8ecd5", "#ead7f2", "#f6d5d8")
 STYLE = """
 :root{color-scheme:light dark;--ink:#1f2328;--soft:#59636e;--paper:#fff;--card:#f6f8fa;--line:#d1d9e0}
 @media(prefers-color-scheme:dark){:root{--ink:#e6edf3;--soft:#9198a1;--paper:#0d1117;--card:#151b23;--line:#3d444d}}
@@ -115,7 +115,7 @@ def _figures(summary: dict[str, Any], metrics: list[dict[str, Any]]) -> str:
     )
     seconds = float(summary.get("wall_s", last.get("time_s", 0.0)))
     rate = summary.get("env_steps_per_s")
-    figures.append((f"{int(seconds) // 60}:{int(seconds) % 60:02d}", "minutes of training"))
+    figures.append((f"{int(seconds) // 60}:{int(seconds) % 60:02d}", "of training, minutes:seconds"))
     if rate:
         figures.append((f"{rate:,.0f}", "env steps per second<br>of whole training"))
     return (

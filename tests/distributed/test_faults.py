@@ -10,34 +10,13 @@ from pathlib import Path
 import pytest
 import torch
 from rigs import program
+from rigs.program import pids, until_learned, wait_for
 from safetensors.torch import load_file
 
 RUN = (
     "budget.env_steps=12000", "rollout.envs=4", "rollout.fragment=25", "checkpoint.every_steps=1000", "evaluate.every_steps=100000",
     "roles.rollout=1",
 )  # fmt: skip
-
-
-def pids(run_dir: Path, role: str) -> list[int]:
-    """Process ids that a role has had, in order, from its log."""
-    found = []
-    for log in sorted((run_dir / "logs").glob("rank_*.log")):
-        found += [int(pid) for pid in re.findall(rf"\| {role} starts: pid (\d+)", log.read_text())]
-    return found
-
-
-def wait_for(condition, what: str, timeout: float = 60.0):
-    until = time.monotonic() + timeout
-    while time.monotonic() < until:
-        found = condition()
-        if found:
-            return found
-        time.sleep(0.02)
-    raise AssertionError(f"{what} didn't happen in {timeout} s")
-
-
-def until_learned(run_dir: Path, env_steps: int) -> None:
-    wait_for(lambda: (learned := program.learned(run_dir)) and learned[-1] >= env_steps, f"{env_steps} learned steps")
 
 
 def alive_in(run_dir: Path) -> list[str]:

@@ -5,11 +5,13 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
 import tempfile
-from collections.abc import Mapping, Sequence
+import time
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -135,3 +137,25 @@ def check_metrics(run_dir: Path, env_steps: int) -> None:
     assert steps[-1] >= env_steps
     evaluated = [line["env_steps"] for line in metrics(run_dir) if "evaluate/return_mean" in line]
     assert len(evaluated) == len(set(evaluated)), evaluated
+
+
+def pids(run_dir: Path, role: str) -> list[int]:
+    """Process ids that a role has had, in order, from its log."""
+    found = []
+    for log in sorted((run_dir / "logs").glob("rank_*.log")):
+        found += [int(pid) for pid in re.findall(rf"\| {role} starts: pid (\d+)", log.read_text())]
+    return found
+
+
+def wait_for(condition: Callable[[], Any], what: str, timeout: float = 60.0) -> Any:
+    until = time.monotonic() + timeout
+    while time.monotonic() < until:
+        found = condition()
+        if found:
+            return found
+        time.sleep(0.02)
+    raise AssertionError(f"{what} didn't happen in {timeout} s")
+
+
+def until_learned(run_dir: Path, env_steps: int) -> None:
+    wait_for(lambda: (steps := learned(run_dir)) and steps[-1] >= env_steps, f"{env_steps} learned steps")
