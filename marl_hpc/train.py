@@ -75,7 +75,9 @@ class Rank:
         self.run_dir = Path(job["run_dir"])
         self.clock = Clock()
         self.resumed = self.find_start()
-        self.schedule = Schedule.of(config, self.counts["rollout"], self.resumed[1].iteration if self.resumed else 0)
+        self.schedule = Schedule.of(
+            config, self.counts["rollout"], *((self.resumed[1].iteration, self.resumed[1].env_steps) if self.resumed else ())
+        )
         self.interfaces = paradigms.hosts([group.name for group in self.spec.groups], self.counts["learner"])
 
     def run(self) -> int:

@@ -47,6 +47,7 @@ class Learner:
         """Take up every interface's state from a checkpoint."""
         for agent, _, _ in self.replicas:
             agent.load_state(load_file(folder / f"learner-{agent.group.name}.safetensors"))
+        self.saved = self.iteration
 
     def run(self) -> bool:
         """Train until the budget is spent (True) or somebody asks to stop (False)."""
@@ -135,7 +136,7 @@ class Learner:
         """One cut over all roles: every interface's first replica and every parameter shard write, then the lead completes it."""
         with self.clock.computing("checkpoint"):
             self.compare_replicas()
-            steps = self.iteration * self.schedule.steps
+            steps = self.schedule.env_steps(self.iteration)
             folder = ""
             if self.recorder is not None:
                 folder = str(checkpoint.begin(self.run_dir, steps))

@@ -62,12 +62,12 @@ class Recorder:
         metrics["staleness/mean"] = sum(iteration - 1 - version for version in batch.versions) / len(batch.versions)
         self.last = now
         self.final_iteration = iteration
-        env_steps = iteration * self.schedule.steps
+        env_steps = self.schedule.env_steps(iteration)
         self.writer.write(self.wall_s, env_steps, iteration, metrics)
         elapsed = now - self.started
         rate = (iteration - self.schedule.start) * self.schedule.steps / elapsed
         self.world.progress({
-            "env_steps": env_steps, "budget": self.schedule.iterations * self.schedule.steps, "updates": iteration,
+            "env_steps": env_steps, "budget": self.schedule.env_steps(self.schedule.iterations), "updates": iteration,
             "env_steps_per_s": rate, "left_s": max(0.0, (self.schedule.iterations - iteration) * self.schedule.steps / rate),
             "train_return": metrics.get("train/return_mean"),
             "evaluate_return": self.evaluate["return_mean"] if self.evaluate else None,
@@ -92,7 +92,7 @@ class Recorder:
 
     def _log_evaluation(self, episodes: Any) -> None:
         version = int(episodes[0, 2])
-        steps = version * self.schedule.steps
+        steps = self.schedule.env_steps(version)
         self.evaluate = {
             **summarize(episodes[:, 0].numpy(), scale=SCALE),
             "env_steps": steps,
@@ -112,7 +112,7 @@ class Recorder:
         )  # fmt: skip
 
     def complete_checkpoint(self, folder: Path, iteration: int, files: dict[str, str]) -> None:
-        env_steps = iteration * self.schedule.steps
+        env_steps = self.schedule.env_steps(iteration)
         manifest = Manifest(
             fingerprint=fingerprint(self.config), iteration=iteration, env_steps=env_steps, agent_steps=env_steps * self.agents,
             learner_steps=iteration, wall_s=self.wall_s, files=files,
@@ -122,7 +122,7 @@ class Recorder:
 
     def result(self) -> dict[str, Any]:
         """The training's part of summary.json."""
-        env_steps = self.final_iteration * self.schedule.steps
+        env_steps = self.schedule.env_steps(self.final_iteration)
         return {
             "env_steps": env_steps,
             "agent_steps": env_steps * self.agents,

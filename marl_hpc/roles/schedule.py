@@ -16,23 +16,29 @@ from marl_hpc.config import Config
 @dataclass(frozen=True, kw_only=True)
 class Schedule:
     steps: int  # environment steps of one iteration, over all workers and copies
-    iterations: int  # that spend the budget
+    iterations: int  # that spend the budget, counted over all attempts
     save_every: int  # iterations
     evaluate_every: int  # iterations
     lag: int
     start: int = 0  # the iteration that this attempt starts with
+    start_steps: int = 0  # environment steps learned before it; earlier attempts may have had other numbers of workers
 
     @staticmethod
-    def of(config: Config, workers: int, start: int = 0) -> Schedule:
+    def of(config: Config, workers: int, start: int = 0, start_steps: int = 0) -> Schedule:
         steps = config.rollout.fragment * config.rollout.envs * workers
         return Schedule(
             steps=steps,
-            iterations=-(-config.budget.env_steps // steps),
+            iterations=start + max(0, -(-(config.budget.env_steps - start_steps) // steps)),
             save_every=max(1, config.checkpoint.every_steps // steps),
             evaluate_every=max(1, config.evaluate.every_steps // steps),
             lag=config.rollout.max_lag,
             start=start,
+            start_steps=start_steps,
         )
+
+    def env_steps(self, iteration: int) -> int:
+        """Environment steps that have been learned from before this iteration, over all attempts."""
+        return self.start_steps + (iteration - self.start) * self.steps
 
     def segment(self, fragment: int) -> int:
         """The iteration at which the environments of this fragment's segment restarted."""

@@ -159,6 +159,16 @@ def test_resumed_run_is_the_run_that_was_never_stopped(tmp_path, undisturbed):
     program.check_metrics(run_dir, 12000)
 
 
+def test_budget_counts_environment_steps_also_when_the_number_of_workers_changes(tmp_path):
+    run_dir = tmp_path / "run"
+    program.run(program.train(run_dir, *RUN, "budget.env_steps=4000"), cwd=tmp_path)
+    more = ("budget.env_steps=6000", "roles.rollout=2", "run.resume=auto")
+    program.run(program.train(run_dir, *RUN, *more), cwd=tmp_path)
+    steps = program.learned(run_dir)
+    assert steps == [*range(100, 4001, 100), *range(4200, 6001, 200)]
+    assert json.loads((run_dir / "summary.json").read_text())["env_steps"] == 6000
+
+
 def test_damaged_checkpoint_is_passed_over(tmp_path, undisturbed):
     run_dir = tmp_path / "run"
     program.run(program.train(run_dir, *RUN, "budget.env_steps=5000"), cwd=tmp_path)
