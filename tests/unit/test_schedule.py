@@ -63,16 +63,18 @@ def test_evaluation_is_the_newest_multiple_and_never_of_version_zero(schedule, v
 
 @given(
     budget=st.integers(1, 10**6), envs=st.integers(1, 64), fragment=st.integers(1, 200), workers=st.integers(1, 16),
-    every=st.integers(1, 10**6),
+    every=st.integers(1, 10**6), spent=st.integers(0, 10**6),
 )  # fmt: skip
-def test_schedule_of_a_configuration_spends_the_budget_and_not_an_iteration_more(budget, envs, fragment, workers, every):
+def test_schedule_of_a_configuration_spends_the_budget_and_not_an_iteration_more(budget, envs, fragment, workers, every, spent):
     config = Config(
         budget=Budget(env_steps=budget), rollout=Rollout(envs=envs, fragment=fragment, max_lag=0),
         checkpoint=Checkpoint(every_steps=every), evaluate=Evaluate(every_steps=every),
     )  # fmt: skip
-    schedule = Schedule.of(config, workers, start=3)
+    schedule = Schedule.of(config, workers, start=3, start_steps=spent)
     assert schedule.steps == envs * fragment * workers
-    assert schedule.iterations * schedule.steps >= budget > (schedule.iterations - 1) * schedule.steps
+    assert schedule.env_steps(3) == spent
+    assert schedule.env_steps(schedule.iterations) >= budget
+    assert schedule.iterations == 3 or schedule.env_steps(schedule.iterations - 1) < budget
     assert schedule.save_every == schedule.evaluate_every >= 1
     assert schedule.save_every * schedule.steps <= max(every, schedule.steps)
     assert (schedule.lag, schedule.start) == (0, 3)
