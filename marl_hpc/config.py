@@ -70,7 +70,8 @@ class Cluster:
 class Timeouts:
     scale: float = 1.0  # multiplies every deadline below
     start_s: float = 180.0
-    step_s: float = 60.0
+    step_s: float = 60.0  # one environment step, one gradient step: who shows nothing for so long is hung
+    wait_s: float = 600.0  # for peers that are alive but give nothing
     checkpoint_s: float = 600.0
     collective_s: float = 60.0
 
@@ -123,7 +124,7 @@ CHOICES = {
 
 POSITIVE = (
     "budget.env_steps", "rollout.envs", "rollout.fragment", "checkpoint.every_steps", "checkpoint.keep", "evaluate.every_steps",
-    "evaluate.episodes", "evaluate.final_episodes", "timeouts.scale", "timeouts.start_s", "timeouts.step_s",
+    "evaluate.episodes", "evaluate.final_episodes", "timeouts.scale", "timeouts.start_s", "timeouts.step_s", "timeouts.wait_s",
     "timeouts.checkpoint_s", "timeouts.collective_s", "run.grace_s", "faults.window_s",
 )  # fmt: skip
 

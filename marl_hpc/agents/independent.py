@@ -5,6 +5,8 @@ To the others it is one-way: it publishes versions and pulls its own group's dat
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
@@ -14,13 +16,16 @@ from marl_hpc.agents.interface import AgentInterface
 class IndependentAgent(AgentInterface):
     """Tan 1993's independent learners; with parameter sharing where the group has several agents."""
 
-    def learn(self, batch: dict[str, Tensor], columns: Tensor, total: int, seed: int) -> dict[str, float]:
+    def learn(
+        self, batch: dict[str, Tensor], columns: Tensor, total: int, seed: int, alive: Callable[[], None] = lambda: None
+    ) -> dict[str, float]:
         batch = {name: x.to(self.device).contiguous() for name, x in batch.items()}
         if bad := describe_non_finite(batch):
             raise FloatingPointError(f"{bad} of group {self.group.name!r} at gradient step {self.updates}; look at the environment")
         history = []
         for minibatch in self.algorithm.minibatches(batch, columns, total, seed):
             history.append(self.gradient_step(minibatch))
+            alive()
         return self.algorithm.summarize(torch.stack(history))
 
     def gradient_step(self, minibatch: dict[str, Tensor]) -> Tensor:

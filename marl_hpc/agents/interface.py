@@ -6,6 +6,7 @@ What differs between paradigms is whom an interface exchanges with while it lear
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -40,8 +41,13 @@ class AgentInterface(ABC):
         self.updates = 0  # gradient steps
 
     @abstractmethod
-    def learn(self, batch: dict[str, Tensor], columns: Tensor, total: int, seed: int) -> dict[str, float]:
-        """One batch of fields [T, B, N, …], whose copies are the `columns` [B] of `total`. Returns metrics of the whole batch."""
+    def learn(
+        self, batch: dict[str, Tensor], columns: Tensor, total: int, seed: int, alive: Callable[[], None]
+    ) -> dict[str, float]:
+        """One batch of fields [T, B, N, …], whose copies are the `columns` [B] of `total`. Returns metrics of the whole batch.
+
+        `alive` is called after every gradient step: a large network may need longer for a batch than a hung process gets.
+        """
 
     def policy_values(self) -> Tensor:
         """A snapshot of the policy's flat parameters, on the CPU: what is published."""

@@ -35,7 +35,8 @@ class World:
     roles: list[str]  # of every rank
     store: StoreClient
     deadline: Stamp
-    patience_s: float  # how long one step of a main loop may take, and how long a peer may be waited for
+    step_s: float  # how long one step of a main loop may take
+    patience_s: float  # how long a peer that is alive may be waited for
     listeners: list[Callable[[], None]] = field(default_factory=list)
     control: dict[str, Any] = field(default_factory=dict)
     entry: dict[str, Any] = field(default_factory=dict)  # how peers reach this process
@@ -63,7 +64,7 @@ class World:
         return f"control/trained/{self.generation}" in self.control
 
     def stamp(self, allow_s: float | None = None) -> None:
-        self.deadline.expect_within(self.patience_s if allow_s is None else allow_s)
+        self.deadline.expect_within(self.step_s if allow_s is None else allow_s)
 
     def gather(self, key: str, value: Any) -> list[Any]:
         if self.learners <= 1:
@@ -71,7 +72,7 @@ class World:
         until = time.monotonic() + self.patience_s
         while time.monotonic() < until:
             self.stamp()
-            values = self.store.gather(f"{self.generation}/{key}", self.index, self.learners, value, 5.0)
+            values = self.store.gather(f"{self.generation}/{key}", self.index, self.learners, value, 1.0)
             if values is not None:
                 return values
         raise TimeoutError(
@@ -108,6 +109,7 @@ class World:
     def _wait(self, key: str, what: str) -> Any:
         until = time.monotonic() + self.patience_s
         while time.monotonic() < until:
+            self.stamp()
             value = self.store.wait(key, 1.0)
             if value is not None:
                 return value
@@ -136,8 +138,8 @@ def join(job: dict[str, Any], deadline: Stamp, *, cuda: bool) -> Iterator[World]
     key = bytes.fromhex(job["key"])
     store = StoreClient(job["store"], key)
     timeouts, rank, generation = job["timeouts"], job["rank"], job["generation"]
-    patience_s = timeouts["step_s"] * timeouts["scale"]
-    world = World(rank, generation, job["roles"], store, deadline, patience_s)
+    patience_s = timeouts["wait_s"] * timeouts["scale"]
+    world = World(rank, generation, job["roles"], store, deadline, timeouts["step_s"] * timeouts["scale"], patience_s)
     world.deadline.expect_within(timeouts["start_s"] * timeouts["scale"])
     address = LOOPBACK
     if not job["one_host"]:
@@ -174,7 +176,7 @@ def _join_rpc(world: World, job: dict[str, Any], address: str, patience_s: float
     rpc.sign_with(bytes.fromhex(job["key"]))
     serves = world.role.split("/")[0] in CORE
     # parked answers live as long as their caller waits; the caller's own deadline comes first
-    timeout_s, threads = 100 * patience_s, 4 if serves else 2
+    timeout_s, threads = 10 * patience_s, 4 if serves else 2
     if job["membership"] == "elastic":
         number = world.store.add("next_number", 1) - 1
         name = f"{world.role.replace('/', '-')}:{number}"

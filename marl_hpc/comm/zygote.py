@@ -22,6 +22,7 @@ import subprocess
 import sys
 import time
 import traceback
+from pathlib import Path
 from typing import Any
 
 PR_SET_PDEATHSIG, PR_SET_CHILD_SUBREAPER = 1, 36  # linux/prctl.h
@@ -79,18 +80,20 @@ class Zygote:
         return found
 
     def close(self) -> None:
+        """Let it end what it forked, and itself."""
         self.socket.close()
-        self.process.kill()
-        self.process.wait()
+        try:
+            self.process.wait(5)
+        except subprocess.TimeoutExpired:
+            self.process.kill()
+            self.process.wait()
 
 
 def main() -> None:
     channel = socket.socket(fileno=int(sys.argv[1]))
     supervisor = int(sys.argv[2])
-    prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+    # when the supervisor dies the channel closes, and we end what is left before we leave
     prctl(PR_SET_CHILD_SUBREAPER, 1)  # what a role process leaves behind comes to us, and is ended
-    if os.getppid() != supervisor:
-        return  # it died before we asked to die with it
     for number in SIGNALS:
         signal.signal(number, signal.SIG_IGN)
     wake, woken = os.pipe()
@@ -108,6 +111,7 @@ def main() -> None:
         if channel in readable:
             message, descriptors, _, _ = socket.recv_fds(channel, 1 << 24, 2)
             if not message:
+                end_all(children)
                 return
             request = json.loads(message)
             pid = os.fork()
@@ -134,12 +138,31 @@ def reap(children: dict[int, int], channel: socket.socket) -> None:
         if pid in children:
             kill_group(pid)
             channel.send(json.dumps({"exited": children.pop(pid), "pid": pid, "code": os.waitstatus_to_exitcode(status)}).encode())
-    # an orphan that left its group with setsid has been handed to us: it belongs to no living role process
-    for path in os.listdir("/proc/self/task"):
-        with open(f"/proc/self/task/{path}/children") as file:
-            for orphan in [int(word) for word in file.read().split()]:
-                if orphan not in children:
-                    os.kill(orphan, signal.SIGKILL)
+    kill_orphans(children)
+
+
+def kill_orphans(children: dict[int, int]) -> None:
+    """End processes that left their group with setsid, and whose parent has ended: they have been handed to us."""
+    with contextlib.suppress(FileNotFoundError):  # kernels without CONFIG_PROC_CHILDREN don't tell
+        for word in Path(f"/proc/self/task/{os.getpid()}/children").read_text().split():
+            if int(word) not in children:
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(int(word), signal.SIGKILL)
+
+
+def end_all(children: dict[int, int]) -> None:
+    """The supervisor is gone: end all role processes and what they leave behind."""
+    for pid in children:
+        kill_group(pid)
+    children.clear()
+    until = time.monotonic() + 4
+    while time.monotonic() < until:
+        try:
+            if os.waitpid(-1, os.WNOHANG)[0] == 0:
+                kill_orphans(children)
+                time.sleep(0.01)
+        except ChildProcessError:
+            return
 
 
 def kill_group(pid: int) -> None:

@@ -27,8 +27,8 @@ class World(Protocol):
     @property
     def stopping(self) -> bool: ...
 
-    def stamp(self) -> None:
-        """Show the supervisor that this rank makes progress."""
+    def stamp(self, allow_s: float | None = None) -> None:
+        """Show the supervisor that this rank makes progress; `allow_s` for a next step that may take longer than usual."""
         ...
 
     def gather(self, key: str, value: Any) -> list[Any]:
@@ -97,6 +97,7 @@ class ParameterClient(_Client):
     def save(self, folder: Path, version: int) -> dict[str, str]:
         """Each shard writes its file; returns {file name: checksum}."""
         calls = [peer.call("save", str(folder), version) for peer in self.peers]
+        # a slow file system isn't a lost peer: each shard has the checkpoint's own deadline
         return dict(self._wait(call, "parameter shards") for call in calls)
 
 

@@ -75,6 +75,7 @@ class Learner:
                     batch.columns,
                     total=self.schedule.steps // self.config.rollout.fragment,
                     seed=integer(self.config.seed, MINIBATCH, k),
+                    alive=self.world.stamp,
                 )
             if part == 0:
                 metrics |= learned if agent.group.name == "shared" else _prefixed(learned, agent.group.name)
@@ -134,7 +135,9 @@ class Learner:
 
     def save(self) -> None:
         """One cut over all roles: every interface's first replica and every parameter shard write, then the lead completes it."""
+        timeouts = self.config.timeouts
         with self.clock.computing("checkpoint"):
+            self.world.stamp(timeouts.checkpoint_s * timeouts.scale)
             self.compare_replicas()
             steps = self.schedule.env_steps(self.iteration)
             folder = ""
