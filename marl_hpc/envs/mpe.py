@@ -1,7 +1,7 @@
 """The multi-agent particle environments (Lowe et al. 2017), from the package mpe2: one function a task.
 
 Each takes the keyword arguments of the task's `parallel_env`, for example N, max_cycles, continuous_actions and local_ratio of
-simple_spread. Rewards are mpe2's own: with simple_spread's default local_ratio=0.5 a random policy gets about -27.1 an episode of
+simple_spread. Rewards are mpe2's own: with simple_spread's default local_ratio=0.5 a random policy gets about -27 an episode of
 25 steps (mean over agents), -53.4 with local_ratio=0.
 """
 
