@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import secrets
 import subprocess
 import sys
@@ -124,7 +125,12 @@ def parse_time(text: str) -> float | None:
 
 def new_key() -> str:
     """The job's key. MARL_HPC_KEY, the same on every node, keeps it off torchrun's own store, which anybody on the network can read."""
-    return os.environ.get("MARL_HPC_KEY") or secrets.token_hex(32)
+    key = os.environ.get("MARL_HPC_KEY") or secrets.token_hex(32)
+    if not re.fullmatch(r"([0-9a-fA-F]{2}){16,}", key):
+        raise ConfigError(
+            "MARL_HPC_KEY must be at least 32 hexadecimal digits, the same on every node; `openssl rand -hex 32` makes one"
+        )
+    return key
 
 
 def _broadcast(invitation: dict[str, Any] | None) -> dict[str, Any]:
