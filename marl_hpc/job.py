@@ -15,6 +15,7 @@ import platform
 import signal
 import socket
 import subprocess
+import sys
 import threading
 import time
 from dataclasses import asdict
@@ -275,8 +276,14 @@ class Job:
             "time_split": times,
             "faults": [value for _, value in sorted(store.scan("fault/").items())],
         }  # fmt: skip
-        write_atomically(self.run_dir / "summary.json", json.dumps(record, indent=1))
-        render(self.run_dir)
+        try:
+            write_atomically(self.run_dir / "summary.json", json.dumps(record, indent=1))
+            render(self.run_dir)
+        except OSError as error:  # how the run ended is still to be said
+            print(
+                f"the summary or the report couldn't be written: {error}; free space, then: marl-hpc report {self.run_dir}",
+                file=sys.stderr,
+            )
         return Summary(status, CODES[status], self.run_dir, record)
 
     def part(self, store: Store) -> None:

@@ -43,8 +43,11 @@ def render(run_dir: Path) -> Path:
     text = page(run_dir.name, summary, metrics, config.read_text() if config.exists() else "")
     path = run_dir / "report.html"
     aside = run_dir / f".report.{os.getpid()}.tmp"
-    aside.write_text(text)
-    os.replace(aside, path)
+    try:
+        aside.write_text(text)
+        os.replace(aside, path)
+    finally:
+        aside.unlink(missing_ok=True)
     return path
 
 

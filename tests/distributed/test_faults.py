@@ -4,6 +4,7 @@ import json
 import os
 import re
 import signal
+import subprocess
 import time
 from pathlib import Path
 
@@ -200,6 +201,23 @@ def test_an_own_exception_ends_the_job_with_its_traceback_once(tmp_path):
     assert "rank 1 (rollout/0)" in text
     assert json.loads((run_dir / "summary.json").read_text())["status"] == "failed"
     assert alive_in(run_dir) == []
+
+
+def test_full_disk_ends_the_run_with_its_error_and_keeps_the_last_checkpoints(tmp_path):
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=400k", "tmpfs", str(disk)], capture_output=True).returncode != 0:
+        assert os.environ.get("CI") != "true"
+        pytest.skip("mounting a small file system needs root")
+    try:
+        run_dir = disk / "run"
+        text = program.run(program.train(run_dir, *RUN, "budget.env_steps=1000000"), cwd=tmp_path, code=1)
+        assert "No space left on device" in text
+        assert text.count("Traceback") == 1
+        assert len(list(run_dir.glob("checkpoints/step_*[0-9]/manifest.json"))) >= 1
+        assert alive_in(run_dir) == []
+    finally:
+        subprocess.run(["umount", str(disk)], check=True)
 
 
 def test_a_role_that_keeps_failing_ends_the_job(tmp_path):
