@@ -80,7 +80,9 @@ def test_run_of_a_killed_learner_or_shard_ends_as_if_nothing_had_happened(tmp_pa
 
 def test_hung_learner_is_noticed_by_its_missed_deadline(tmp_path, undisturbed):
     run_dir = tmp_path / "run"
-    started = program.start(program.train(run_dir, *RUN, "timeouts.step_s=4", "timeouts.checkpoint_s=4", "timeouts.start_s=30"), cwd=tmp_path)
+    started = program.start(
+        program.train(run_dir, *RUN, "timeouts.step_s=4", "timeouts.checkpoint_s=4", "timeouts.start_s=30"), cwd=tmp_path
+    )
     until_learned(run_dir, 3000)
     os.kill(pids(run_dir, "learner/0")[-1], signal.SIGSTOP)
     summary = finish(started, run_dir)
