@@ -156,6 +156,10 @@ class Job:
             raise ConfigError(
                 f"run.dir={folder} isn't empty; choose another folder, or continue that run with run.resume=auto or `marl-hpc resume {folder}`"
             )
+        if mode != "never" and newest(folder) is not None and newest(folder, fingerprint(self.config)) is None:
+            raise ConfigError(
+                f"run.dir={folder} holds checkpoints of another configuration; choose another run.dir, or undo the keys that were changed"
+            )
         try:
             (folder / "logs").mkdir(parents=True, exist_ok=True)
             write_atomically(folder / "config.yaml", yaml.safe_dump(asdict(self.config), sort_keys=False))
@@ -260,10 +264,13 @@ class Job:
             saved = newest(self.run_dir, fingerprint(self.config))
             where = f"it goes on from {saved[0].name}" if saved else "it starts again from the beginning"
             outcome = {**outcome, "reason": f"{outcome['reason']}, but {abandoned}; {where}"}
+        saved = newest(self.run_dir, fingerprint(self.config))
+        reached = {k: getattr(saved[1], k) for k in ("env_steps", "agent_steps", "learner_steps", "wall_s")} if saved else {}
         times = {key.partition("/")[2]: value for key, value in store.scan("time/").items()}
         record = {
             "status": status,
             "env_steps": 0, "agent_steps": 0, "learner_steps": 0, "wall_s": time.time() - self.started, "env_steps_per_s": 0.0, "evaluate": None,
+            **reached,  # a run that failed got at least as far as its last checkpoint
             **result,
             "exit_reason": outcome["reason"] if status != "finished" else result.get("exit_reason", outcome["reason"]),
             "environment": {"name": self.config.env["name"], "version": self.job["spec"]["version"]},

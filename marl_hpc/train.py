@@ -119,6 +119,8 @@ class Rank:
                 ended.set()
 
         self.world.listeners.append(hear)
+        if self.world.stopping or self.world.training_ended:
+            hear()  # it came before anybody listened
         self.world.serve(shard, shard.handlers)
         while True:
             with self.clock.waiting("calls"):
@@ -192,6 +194,7 @@ class Rank:
 
     def build_worker(self, index: int, parameters: list[Peer], dataset: list[Peer], clock: Clock) -> RolloutWorker:
         config, workers = self.config, self.counts["rollout"]
+        self.world.stamp(config.timeouts.start_s * config.timeouts.scale)  # many copies of a slow environment take their time
         share = -(-max(config.evaluate.episodes, config.evaluate.final_episodes) // workers)
         waves = -(-share // EVALUATION_COPIES)
         return RolloutWorker(

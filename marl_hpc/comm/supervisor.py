@@ -194,7 +194,9 @@ class Supervisor:
             # it leaves by itself; from now on it has SETTLE_S to do so
             child.stamp.expect_within(min(SETTLE_S, -child.stamp.overdue_s))
         if child.stamp.overdue_s > 0:
-            self._kill(child, "showed no progress before its deadline")
+            self._kill(
+                child, "showed no progress before its deadline (if it is only slow, raise timeouts.step_s, start_s or scale)"
+            )
 
     def _fault(self, child: Child, text: str) -> None:
         if "control/stop" in self.control:

@@ -30,6 +30,10 @@ def count_roles(roles: Roles, world_size: int | None) -> dict[str, int]:
     {'learner': 2, 'rollout': 12, 'parameter': 1, 'dataset': 1}
     """
     asked = {kind: getattr(roles, kind) for kind in KINDS}
+    if roles.dataset and roles.dataset > (roles.rollout or (1 if world_size is None else world_size)):
+        raise ConfigError(
+            f"roles.dataset={roles.dataset} but only {roles.rollout or 1} rollout workers write to them; set roles.dataset no higher than roles.rollout"
+        )
     if world_size is None:
         return {kind: 1 if count is None else count for kind, count in asked.items()}
     counts = {
