@@ -13,7 +13,7 @@ from marl_hpc.comm.supervisor import receive_signals
 
 if TYPE_CHECKING:
     from marl_hpc.config import Config
-    from marl_hpc.job import Summary
+    from marl_hpc.summary import Summary
 
 USAGE = """usage: marl-hpc [train] OVERRIDES…      train; for example: marl-hpc env=mpe/simple_spread budget.env_steps=200000
        marl-hpc resume RUN OVERRIDES…  continue a stopped run, or a finished one with a larger budget
@@ -122,12 +122,8 @@ def _plan(overrides: list[str]) -> str:
 
 
 def _exit(summary: Summary) -> int:
-    from marl_hpc.comm.launchers import identify
-
     if summary.record:
         print(_last_words(summary), file=sys.stderr)
-    if summary.status == "stopped" and identify().launcher == "torchrun":
-        return 0  # torchrun would start a stopped job again; summary.json says the truth
     return summary.code
 
 

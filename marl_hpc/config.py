@@ -74,12 +74,13 @@ class Timeouts:
     wait_s: float = 600.0  # for peers that are alive but give nothing
     checkpoint_s: float = 600.0
     collective_s: float = 60.0
+    node_s: float = 30.0  # a supervisor that says nothing for so long is lost, and the run ends resumable
 
 
 @dataclass(frozen=True, kw_only=True)
 class Faults:
     limit: int = 5  # faults of one role within window_s before the job gives up
-    window_s: float = 600.0
+    window_s: float = 3600.0  # multiplied by timeouts.scale like the deadlines that it has to be longer than
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -125,7 +126,7 @@ CHOICES = {
 POSITIVE = (
     "budget.env_steps", "rollout.envs", "rollout.fragment", "checkpoint.every_steps", "checkpoint.keep", "evaluate.every_steps",
     "evaluate.episodes", "evaluate.final_episodes", "timeouts.scale", "timeouts.start_s", "timeouts.step_s", "timeouts.wait_s",
-    "timeouts.checkpoint_s", "timeouts.collective_s", "run.grace_s", "faults.window_s",
+    "timeouts.checkpoint_s", "timeouts.collective_s", "timeouts.node_s", "run.grace_s", "faults.window_s",
 )  # fmt: skip
 
 
@@ -152,6 +153,13 @@ def validate(config: Config) -> Config:
         count = getattr(config.roles, role)
         if count is not None and count < 1:
             raise ConfigError(f"roles.{role}={count}: every role needs at least one rank; leave it unset or give 1 or more")
+    slowest = max(("start_s", "step_s", "checkpoint_s"), key=lambda key: getattr(config.timeouts, key))
+    needed_s = (config.faults.limit + 1) * getattr(config.timeouts, slowest)
+    if config.faults.window_s < needed_s:
+        raise ConfigError(
+            f"faults.window_s={config.faults.window_s:g}: a role that hangs for timeouts.{slowest}={getattr(config.timeouts, slowest):g} "
+            f"each time would be started again for ever; set faults.window_s={needed_s:g} (faults.limit + 1 times as long) or more"
+        )
     if "name" not in config.env:
         raise ConfigError("env.name is missing; choose an environment, for example env=mpe/simple_spread")
     if "name" not in config.algorithm:

@@ -8,44 +8,34 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-import importlib.metadata
 import json
 import os
-import platform
 import signal
 import socket
-import subprocess
 import sys
 import threading
 import time
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any, NamedTuple
-
-import yaml
+from typing import Any
 
 from marl_hpc.comm import launchers, network
+from marl_hpc.comm.gpus import visible_gpus
 from marl_hpc.comm.launchers import Launch
 from marl_hpc.comm.store import AnyStore, Store, StoreClient, StoreLost, StoreServer
-from marl_hpc.comm.supervisor import STOPPED, WRONG, Supervisor
+from marl_hpc.comm.supervisor import STOPPED, Supervisor
 from marl_hpc.comm.zygote import Stamp, Zygote
 from marl_hpc.compose import from_record
-from marl_hpc.config import Config, ConfigError, fingerprint
+from marl_hpc.config import Config, ConfigError
 from marl_hpc.progress import Progress
 from marl_hpc.report import render
-from marl_hpc.roles.assign import assign, count_roles, table
-from marl_hpc.storage.checkpoint import newest, write_atomically
+from marl_hpc.roles.assign import assign, count_roles, place_on_gpus, table
+from marl_hpc.run_folder import open_run
+from marl_hpc.storage.checkpoint import write_atomically
+from marl_hpc.summary import Summary, describe
 
-CODES = {"finished": 0, "stopped": STOPPED, "failed": 1, "wrong": WRONG}
-
-
-class Summary(NamedTuple):
-    """How a run ended: `record` is what summary.json holds."""
-
-    status: str
-    code: int
-    run_dir: Path
-    record: dict[str, Any]
+PART_S = 15.0
+CODES = {"finished": 0, "stopped": STOPPED, "failed": 1}
 
 
 def run_job(config: Config, overrides: list[str], signals: list[int], resume_from: Path | None = None) -> Summary:
@@ -97,28 +87,29 @@ class Job:
             if self.launch.launcher != "alone":
                 launchers.exchange(self.launch, {"addresses": addresses, "port": port, "key": key}, self.start_s)
             try:
-                self.run_dir, self.resuming = self.open_run()
+                self.run_folder = open_run(self.config, restarted=self.launch.restarted, resume_from=self.resume_from)
+                self.run_dir = self.run_folder.path
                 hellos = self.greet(store)
                 self.hosts = [h["host"] for h in hellos]
                 spec = self.prepare(store, port, key)
+                hosts, gpus = self.hosts, [h["gpus"] for h in hellos]
+                roles = ["inline"] if self.inline else [str(r) for r in assign(self.counts, hosts, [len(g) for g in gpus])]
+                wanted = self.cuda and self.config.device != "cpu"
+                devices = place_on_gpus(roles, hosts, gpus) if wanted else ["cpu"] * self.size
             except ConfigError as error:
                 store.set("job", {"wrong": str(error)})
+                self.part(store)
                 raise
             except StoppedEarly as stopped:
                 store.set("job", {"stopped": str(stopped)})
                 summary = self.summarize(store, {"status": "stopped", "reason": str(stopped)})
                 self.part(store)
                 return summary
-            if self.launch.launcher != "alone":
+            finally:
                 launchers.forget_meeting(self.launch)
-            roles = (
-                ["inline"]
-                if self.inline
-                else [str(r) for r in assign(self.counts, [h["host"] for h in hellos], [h["gpus"] for h in hellos])]
-            )
             job = {
                 "config": asdict(self.config), "spec": spec, "roles": roles, "counts": self.counts, "run_dir": str(self.run_dir),
-                "devices": self.devices(roles, hellos), "timeouts": asdict(self.config.timeouts), "one_host": self.one_host,
+                "devices": devices, "timeouts": asdict(self.config.timeouts), "one_host": self.one_host,
                 "interface": self.config.cluster.interface, "membership": self.config.cluster.membership,
                 "addresses": {str(rank): hello["address"] for rank, hello in enumerate(hellos)},
             }  # fmt: skip
@@ -134,39 +125,6 @@ class Job:
         finally:
             self.zygote.close()
             server.close()
-
-    def open_run(self) -> tuple[Path, bool]:
-        """(the run's folder, whether it goes on from a checkpoint)."""
-        run = self.config.run
-        name = f"{self.config.env['name']}-{self.config.algorithm['name']}".replace("/", "-").replace(":", "-")
-        folder = Path(run.dir or f"runs/{name}-{time.strftime('%Y%m%d-%H%M%S')}").absolute()
-        mode = run.resume
-        if mode == "default":
-            mode = "auto" if self.launch.restarted else "never"
-        if self.resume_from is not None:
-            mode = "auto"
-        if mode not in ("auto", "never"):
-            source = Path(mode)
-            if newest(source if (source / "checkpoints").is_dir() else source.parent.parent) is None:
-                raise ConfigError(
-                    f"run.resume={mode!r} is no run folder or checkpoint that can be read; choose auto, never or such a path"
-                )
-            self.resume_from = source
-        elif mode == "never" and folder.is_dir() and any(folder.iterdir()):
-            raise ConfigError(
-                f"run.dir={folder} isn't empty; choose another folder, or continue that run with run.resume=auto or `marl-hpc resume {folder}`"
-            )
-        if mode != "never" and newest(folder) is not None and newest(folder, fingerprint(self.config)) is None:
-            raise ConfigError(
-                f"run.dir={folder} holds checkpoints of another configuration; choose another run.dir, or undo the keys that were changed"
-            )
-        try:
-            (folder / "logs").mkdir(parents=True, exist_ok=True)
-            write_atomically(folder / "config.yaml", yaml.safe_dump(asdict(self.config), sort_keys=False))
-        except OSError as error:
-            raise ConfigError(f"run.dir={folder} can't be written: {error}; choose another folder") from error
-        (folder / "summary.json").unlink(missing_ok=True)
-        return folder, mode != "never"
 
     def greet(self, store: AnyStore) -> list[dict[str, Any]]:
         """What every rank's supervisor says of itself. Raises ConfigError when some were started with other overrides."""
@@ -192,26 +150,8 @@ class Job:
         return hellos
 
     def hello(self, address: str) -> dict[str, Any]:
-        gpus = len([name for name in os.listdir("/dev") if name.startswith("nvidia") and name[6:].isdigit()])
-        visible = os.environ.get("CUDA_VISIBLE_DEVICES")
-        if visible is not None:
-            gpus = min(gpus, len([device for device in visible.split(",") if device.strip()]))
-        return {"host": socket.gethostname(), "address": address, "gpus": gpus, "asked": self.asked, "launcher": self.launch.launcher,
+        return {"host": socket.gethostname(), "address": address, "gpus": visible_gpus(), "asked": self.asked, "launcher": self.launch.launcher,
                 "pid": os.getpid()}  # fmt: skip
-
-    def devices(self, roles: list[str], hellos: list[dict[str, Any]]) -> list[str]:
-        """Learners take the GPUs of their host in turn; everybody else computes on the CPU."""
-        used: dict[str, int] = {}
-        devices = []
-        for role, hello in zip(roles, hellos, strict=True):
-            wants = role.startswith("learner") or role == "inline"
-            gpus = hello["gpus"] if self.cuda and self.config.device != "cpu" else 0
-            if wants and gpus:
-                devices.append(f"cuda:{used.get(hello['host'], 0) % gpus}")
-                used[hello["host"]] = used.get(hello["host"], 0) + 1
-            else:
-                devices.append("cpu")
-        return devices
 
     def prepare(self, store: AnyStore, port: int, key: str) -> dict[str, Any]:
         """Let a role process check what needs torch or the environment. Raises ConfigError with what it says."""
@@ -244,45 +184,18 @@ class Job:
             raise StoppedEarly(f"stopped by {signal.Signals(self.signals[0]).name} before training began")
 
     def name_start(self, store: AnyStore, generation: int) -> None:
-        """The checkpoint that a generation starts from: the newest of this run, or the one the user named, or none."""
-        found = None
-        if generation > 0 or self.resuming:
-            found = newest(self.run_dir, fingerprint(self.config))
-        if found is None and self.resume_from is not None and self.resume_from != self.run_dir:
-            source = self.resume_from
-            found = newest(source if (source / "checkpoints").is_dir() else source.parent.parent)
-        where = "the beginning" if found is None else f"{found[0].name} ({found[1].env_steps} environment steps)"
-        if generation > 0 or self.resuming:
+        """Say which checkpoint a generation starts from."""
+        start = self.run_folder.start(self.config, generation)
+        where = "the beginning" if start is None else f"{start[0].name} ({start[1].env_steps} environment steps)"
+        if generation > 0 or self.run_folder.resuming or self.run_folder.source:
             self.progress.say(f"starting from {where}")
         # with its manifest: a worker that joins late may find the folder gone, since newer checkpoints push it out
-        store.set(f"start/{generation}", {"checkpoint": str(found[0]), "manifest": asdict(found[1])} if found else {})
+        store.set(f"start/{generation}", {"checkpoint": str(start[0]), "manifest": asdict(start[1])} if start else {})
 
     def summarize(self, store: Store, outcome: dict[str, Any]) -> Summary:
-        result = store.get("result") or {}
-        status, abandoned = outcome["status"], store.get("control/abandoned")
-        if status == "stopped" and abandoned:
-            saved = newest(self.run_dir, fingerprint(self.config))
-            where = f"it goes on from {saved[0].name}" if saved else "it starts again from the beginning"
-            outcome = {**outcome, "reason": f"{outcome['reason']}, but {abandoned}; {where}"}
-        saved = newest(self.run_dir, fingerprint(self.config))
-        reached = {k: getattr(saved[1], k) for k in ("env_steps", "agent_steps", "learner_steps", "wall_s")} if saved else {}
-        times = {key.partition("/")[2]: value for key, value in store.scan("time/").items()}
-        record = {
-            "status": status,
-            "env_steps": 0, "agent_steps": 0, "learner_steps": 0, "wall_s": time.time() - self.started, "env_steps_per_s": 0.0, "evaluate": None,
-            **reached,  # a run that failed got at least as far as its last checkpoint
-            **result,
-            "exit_reason": outcome["reason"] if status != "finished" else result.get("exit_reason", outcome["reason"]),
-            "environment": {"name": self.config.env["name"], "version": self.job["spec"]["version"]},
-            "algorithm": self.config.algorithm["name"], "paradigm": self.config.paradigm.name,
-            "git": git_state(), "versions": versions(),
-            "world": [
-                {"rank": rank, "role": role, "host": host, "device": device, "launcher": self.launch.launcher}
-                for rank, (role, host, device) in enumerate(zip(self.job["roles"], self.hosts, self.job["devices"], strict=False))
-            ],
-            "time_split": times,
-            "faults": [value for _, value in sorted(store.scan("fault/").items())],
-        }  # fmt: skip
+        record = describe(
+            store, self.config, self.run_dir, outcome, time.time() - self.started, self.job, self.hosts, self.launch.launcher
+        )
         try:
             write_atomically(self.run_dir / "summary.json", json.dumps(record, indent=1))
             render(self.run_dir)
@@ -291,12 +204,18 @@ class Job:
                 f"the summary or the report couldn't be written: {error}; free space, then: marl-hpc report {self.run_dir}",
                 file=sys.stderr,
             )
-        return Summary(status, CODES[status], self.run_dir, record)
+        return Summary(outcome["status"], self.exit_code(outcome), self.run_dir, record)
+
+    def exit_code(self, outcome: dict[str, Any]) -> int:
+        """torchrun would start a job again that stopped by itself, so there it ends with 0; summary.json says the truth."""
+        if outcome["status"] == "stopped" and self.launch.launcher == "torchrun" and "lost" not in outcome:
+            return 0
+        return CODES[outcome["status"]]
 
     def part(self, store: Store) -> None:
         """Keep the store until the others have read how it ended."""
         others = [] if self.launch.launcher == "alone" else range(1, self.size)
-        until = time.monotonic() + 10
+        until = time.monotonic() + PART_S
         for rank in others:
             store.wait(f"bye/{rank}", max(0.0, until - time.monotonic()))
 
@@ -311,16 +230,16 @@ class Job:
                 if time.monotonic() > until:
                     raise TimeoutError(f"rank 0 published no job in {2 * self.start_s:.0f} s; see its output")
             if "wrong" in job:
+                store.set(f"bye/{self.launch.rank}", True)
                 raise ConfigError(job["wrong"])
             if "stopped" in job:
                 store.set(f"bye/{self.launch.rank}", True)
-                return Summary("stopped", CODES["stopped"], Path(), {})
+                return Summary("stopped", self.exit_code({"status": "stopped"}), Path(), {})
             self.config, self.job, self.run_dir = from_record(job["config"]), job, Path(job["run_dir"])
             outcome = self.supervise(store, address, key, [self.launch.rank])
             with contextlib.suppress(StoreLost):  # then rank 0 waits for nobody any more
                 store.set(f"bye/{self.launch.rank}", True)
-            status = outcome["status"]
-            return Summary(status, CODES[status], self.run_dir, {})
+            return Summary(outcome["status"], self.exit_code(outcome), self.run_dir, {})
         finally:
             self.zygote.close()
 
@@ -384,26 +303,3 @@ class Job:
 def _drain(descriptor: int) -> bytes:
     with os.fdopen(descriptor, "rb") as pipe:
         return pipe.read()
-
-
-def git_state() -> dict[str, Any]:
-    """Commit of the checkout that this package runs from, if it is one."""
-    root = Path(__file__).parent.parent
-    if not (root / ".git").exists():
-        return {"commit": None, "dirty": None}
-    try:
-        commit = subprocess.run(["git", "-C", str(root), "rev-parse", "HEAD"], capture_output=True, text=True, timeout=10)
-        changed = subprocess.run(["git", "-C", str(root), "status", "--porcelain"], capture_output=True, text=True, timeout=10)
-    except (OSError, subprocess.TimeoutExpired):
-        return {"commit": None, "dirty": None}
-    return {"commit": commit.stdout.strip() or None, "dirty": bool(changed.stdout.strip())}
-
-
-def versions() -> dict[str, str]:
-    found = {"python": platform.python_version()}
-    for package in ("marl_hpc", "torch", "numpy", "pettingzoo", "gymnasium", "mpe2"):
-        try:
-            found[package] = importlib.metadata.version(package)
-        except importlib.metadata.PackageNotFoundError:
-            continue
-    return found

@@ -19,8 +19,8 @@ import yaml
 
 from marl_hpc import algorithms, envs, paradigms
 from marl_hpc.comm import collectives
-from marl_hpc.comm.peers import LocalPeer, Peer, PeerLost
-from marl_hpc.comm.store import StoreClient, StoreLost
+from marl_hpc.comm.peers import LocalPeer, Peer
+from marl_hpc.comm.store import StoreClient
 from marl_hpc.comm.world import World, join, pin_threads
 from marl_hpc.comm.zygote import Stamp
 from marl_hpc.compose import from_record
@@ -41,7 +41,7 @@ from marl_hpc.roles.schedule import Schedule
 from marl_hpc.storage.checkpoint import Manifest
 from marl_hpc.types import EnvBatch, EnvSpec, GroupSpec
 
-DONE, FAILED, STOPPED = 0, 1, 75
+DONE, STOPPED = 0, 75
 EVALUATION_COPIES = 16
 
 
@@ -54,14 +54,7 @@ def run_rank(job: dict[str, Any], deadline: Stamp) -> int:
         torch.cuda.set_device(device)  # before NCCL is asked for anything
     print(f"{job['roles'][job['rank']]} starts: pid {os.getpid()}, generation {job['generation']}", flush=True)
     with join(job, deadline, cuda=device.type == "cuda") as world:
-        try:
-            return Rank(config, job, world).run()
-        except (PeerLost, StoreLost):
-            raise  # not this rank's fault
-        except Exception:
-            world.store.set(f"failure/{world.rank}", traceback.format_exc())
-            traceback.print_exc()
-            return FAILED
+        return Rank(config, job, world).run()
     raise AssertionError("unreachable")
 
 
@@ -73,6 +66,7 @@ class Rank:
         self.spec = EnvSpec.from_json(job["spec"])
         self.counts: dict[str, int] = job["counts"]
         self.run_dir = Path(job["run_dir"])
+        self.start_s = config.timeouts.start_s * config.timeouts.scale
         self.clock = Clock()
         self.resumed = self.find_start()
         self.schedule = Schedule.of(
@@ -100,11 +94,15 @@ class Rank:
     # the four roles, each with handles of its peers
 
     def learn(self) -> int:
-        learner = self.build_learner(self.world.index, self.world.peers("parameter"), self.world.peers("dataset"))
+        parameters, dataset = self.world.peers("parameter"), self.world.peers("dataset")
+        with self.world.allowing(self.start_s):
+            learner = self.build_learner(self.world.index, parameters, dataset)
         return self.end_learning(learner, learner.run())
 
     def roll_out(self) -> int:
-        worker = self.build_worker(self.world.index, self.world.peers("parameter"), self.world.peers("dataset"), self.clock)
+        parameters, dataset = self.world.peers("parameter"), self.world.peers("dataset")
+        with self.world.allowing(self.start_s):  # many copies of a slow environment take their time
+            worker = self.build_worker(self.world.index, parameters, dataset, self.clock)
         worker.run()
         return STOPPED if self.world.stopping and not self.world.training_ended else DONE
 
@@ -137,9 +135,10 @@ class Rank:
             "dataset": [self.build_dataset(i) for i in range(self.counts["dataset"])],
         }
         peers: dict[str, list[Peer]] = {k: [LocalPeer(f"{k}/{i}", s) for i, s in enumerate(v)] for k, v in shards.items()}
-        learner = self.build_learner(0, peers["parameter"], peers["dataset"])
         clocks = [Clock() for _ in range(self.counts["rollout"])]
-        workers = [self.build_worker(i, peers["parameter"], peers["dataset"], clock) for i, clock in enumerate(clocks)]
+        with self.world.allowing(self.start_s * len(clocks)):
+            learner = self.build_learner(0, peers["parameter"], peers["dataset"])
+            workers = [self.build_worker(i, peers["parameter"], peers["dataset"], clock) for i, clock in enumerate(clocks)]
         learner.publish()
         learning = True
         while learning:
@@ -194,7 +193,6 @@ class Rank:
 
     def build_worker(self, index: int, parameters: list[Peer], dataset: list[Peer], clock: Clock) -> RolloutWorker:
         config, workers = self.config, self.counts["rollout"]
-        self.world.stamp(config.timeouts.start_s * config.timeouts.scale)  # many copies of a slow environment take their time
         share = -(-max(config.evaluate.episodes, config.evaluate.final_episodes) // workers)
         waves = -(-share // EVALUATION_COPIES)
         return RolloutWorker(
@@ -215,9 +213,10 @@ class Rank:
             learner.recorder.writer.close()
             self.world.store.set("result", learner.recorder.result())
         self.world.gather("done", None)
+        code = DONE if finished else STOPPED
         if learner.recorder is not None:
-            self.world.end_training()
-        return DONE if finished else STOPPED
+            self.world.end_training(code)
+        return code
 
 
 def make_env(config: Config, copies: int) -> EnvBatch:

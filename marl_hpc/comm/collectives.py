@@ -4,13 +4,23 @@ from __future__ import annotations
 
 import datetime
 import socket
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
 import torch.distributed as dist
 
 from marl_hpc.comm.peers import PeerLost
+
+
+@contextmanager
+def losing(who: str) -> Iterator[None]:
+    """Process groups break with RuntimeErrors of many kinds; here they all mean that somebody is gone."""
+    try:
+        yield
+    except RuntimeError as error:
+        raise PeerLost(f"{who} is gone: {str(error).splitlines()[0]}") from error
 
 
 class Alone:
@@ -30,10 +40,8 @@ class Replicas:
         self.group, self.index, self.size = group, index, size
 
     def sum_(self, tensor: torch.Tensor) -> None:
-        try:
+        with losing("another replica of this learner"):
             dist.all_reduce(tensor, group=self.group)
-        except RuntimeError as error:
-            raise PeerLost(f"another replica of this learner is gone: {str(error).splitlines()[0]}") from error
 
 
 def c10d_store(
@@ -43,7 +51,8 @@ def c10d_store(
     timeout = datetime.timedelta(seconds=timeout_s)
     if not host:
         where, port = look_up()
-        return dist.TCPStore(where, port, None, False, timeout)
+        with losing(f"the rank whose store is at {where}:{port}"):
+            return dist.TCPStore(where, port, None, False, timeout)
     listener = socket.socket(socket.AF_INET, socket.SOCK_STREAM)
     listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     listener.bind((address, 0))
@@ -58,7 +67,10 @@ def join_learners(store: dist.Store, index: int, learners: int, cuda: bool, time
     """All learners' process group; sub-groups are made from it. gloo on CPUs, NCCL where tensors are on GPUs."""
     backend = "cpu:gloo,cuda:nccl" if cuda else "gloo"
     timeout = datetime.timedelta(seconds=timeout_s)
-    dist.init_process_group(backend, store=dist.PrefixStore("learners", store), rank=index, world_size=learners, timeout=timeout)
+    with losing("another learner"):
+        dist.init_process_group(
+            backend, store=dist.PrefixStore("learners", store), rank=index, world_size=learners, timeout=timeout
+        )
 
 
 def replicas(members: Mapping[str, Sequence[int]], index: int, learners: int, timeout_s: float) -> dict[str, Alone | Replicas]:
@@ -70,7 +82,8 @@ def replicas(members: Mapping[str, Sequence[int]], index: int, learners: int, ti
         elif len(hosts) == learners:
             group = dist.group.WORLD
         else:
-            group = dist.new_group(list(hosts), timeout=datetime.timedelta(seconds=timeout_s))
+            with losing("another learner"):
+                group = dist.new_group(list(hosts), timeout=datetime.timedelta(seconds=timeout_s))
         if index in hosts:
             exchanges[name] = Alone() if len(hosts) == 1 else Replicas(group, list(hosts).index(index), len(hosts))
     return exchanges

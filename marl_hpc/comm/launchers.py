@@ -58,17 +58,17 @@ def identify(environment: Mapping[str, str] = os.environ) -> Launch:
         launch = Launch(
             "torchrun", read(("RANK",)), size, read(("LOCAL_RANK",), "0"), read(("LOCAL_WORLD_SIZE",), str(size)), restarted
         )
-    elif any(name in e for name in ("OMPI_COMM_WORLD_RANK", "PMI_RANK", "PMIX_RANK")):
+    elif any(name in e for name in ("OMPI_COMM_WORLD_RANK", "PMI_RANK", "PMIX_RANK")) and not _srun_with_pmi(e):
         size = read(("OMPI_COMM_WORLD_SIZE", "PMI_SIZE", "PMIX_SIZE", "SLURM_NTASKS"))
         launch = Launch(
             "mpi",
             read(("OMPI_COMM_WORLD_RANK", "PMI_RANK", "PMIX_RANK")),
             size,
             read(("OMPI_COMM_WORLD_LOCAL_RANK", "MPI_LOCALRANKID", "SLURM_LOCALID"), "0"),
-            read(("OMPI_COMM_WORLD_LOCAL_SIZE", "MPI_LOCALNRANKS"), str(size)),
+            read(("OMPI_COMM_WORLD_LOCAL_SIZE", "MPI_LOCALNRANKS"), "-1"),  # unknown: perhaps several hosts
             int(e.get("SLURM_RESTART_COUNT", "0")) > 0,
         )
-    elif "SLURM_STEP_ID" in e and "SLURM_PROCID" in e and e.get("SLURM_JOB_NAME") != "interactive":
+    elif "SLURM_STEP_ID" in e and "SLURM_PROCID" in e and not _in_interactive_shell(e):
         size = read(("SLURM_STEP_NUM_TASKS", "SLURM_NTASKS"))
         nodes = read(("SLURM_STEP_NUM_NODES", "SLURM_NNODES"), "1")
         local_size = size if nodes == 1 else -1  # tasks may differ between nodes; only "all on one host" matters
@@ -79,6 +79,19 @@ def identify(environment: Mapping[str, str] = os.environ) -> Launch:
     if launch.size and not 0 <= launch.rank < launch.size:
         raise ConfigError(f"{launch.launcher} gave rank {launch.rank} of {launch.size}; ranks go from 0 to {launch.size - 1}")
     return launch
+
+
+def _in_interactive_shell(e: Mapping[str, str]) -> bool:
+    """The shell of `salloc` or `srun --pty` is a step of one task; what is typed there wasn't started by srun."""
+    return e.get("SLURM_STEP_NUM_TASKS", "1") == "1" and (e.get("SLURM_JOB_NAME") == "interactive" or "SLURM_PTY_PORT" in e)
+
+
+def _srun_with_pmi(e: Mapping[str, str]) -> bool:
+    """srun itself sets PMI_RANK or PMIX_RANK where the cluster's MpiDefault is pmi2 or pmix; there is no mpiexec then."""
+    if any(name.startswith("OMPI_") or name in ("MPI_LOCALNRANKS", "HYDI_CONTROL_FD") for name in e):
+        return False
+    rank = e.get("PMI_RANK", e.get("PMIX_RANK"))
+    return "SLURM_STEP_ID" in e and e.get("SLURM_PROCID") == rank
 
 
 def exchange(launch: Launch, invitation: dict[str, Any] | None, timeout_s: float) -> dict[str, Any]:

@@ -136,7 +136,10 @@ def join_static(store: dist.Store, name: str, rank: int, size: int, timeout_s: f
     # what init_rpc does after its own rendezvous, which would listen on every interface
     rpc_store = dist.PrefixStore("rpc", store)
     dist_autograd._init(rank)
-    rpc._init_rpc_backend(rpc.BackendType.TENSORPIPE, rpc_store, name, rank, size, _options(timeout_s, threads))  # type: ignore[attr-defined]
+    try:
+        rpc._init_rpc_backend(rpc.BackendType.TENSORPIPE, rpc_store, name, rank, size, _options(timeout_s, threads))  # type: ignore[attr-defined]
+    except RuntimeError as error:
+        raise PeerLost(f"a rank is gone that this one was joining: {str(error).splitlines()[0]}") from error
 
 
 def introduce(name: str, number: int, address: str) -> None:

@@ -8,6 +8,7 @@ It carries control only; data goes by RPC and gradients by collectives.
 from __future__ import annotations
 
 import json
+import socket
 import threading
 import time
 from collections.abc import Callable
@@ -149,6 +150,7 @@ class StoreServer:
     def _serve(self, connection: Connection) -> None:
         with connection:
             try:
+                notice_silence(connection)
                 deliver_challenge(connection, self.key)
                 answer_challenge(connection, self.key)
                 while True:
@@ -174,6 +176,7 @@ class StoreClient:
     def _connection(self) -> Connection:
         if not hasattr(self._local, "connection"):
             self._local.connection = Client(self.address, authkey=self.key)
+            notice_silence(self._local.connection)
         return self._local.connection
 
     def _call(self, operation: str, *arguments: Any) -> Any:
@@ -186,8 +189,6 @@ class StoreClient:
 
     def local_host(self) -> str:
         """This end's address of the connection: it tells which network interface leads to the store."""
-        import socket
-
         duplicate = socket.fromfd(self._connection().fileno(), socket.AF_INET, socket.SOCK_STREAM)
         with duplicate:
             return duplicate.getsockname()[0]
@@ -218,6 +219,17 @@ class StoreClient:
 
     def gather(self, key: str, member: int, members: int, value: Any, timeout_s: float) -> list[Any] | None:
         return self._call("gather", key, member, members, value, timeout_s)
+
+
+def notice_silence(connection: Connection) -> None:
+    """Let the kernel end a connection to a host that has vanished without a word, after about half a minute."""
+    with socket.fromfd(connection.fileno(), socket.AF_INET, socket.SOCK_STREAM) as duplicate:
+        duplicate.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+        for option, value in ((socket.TCP_KEEPIDLE, 10), (socket.TCP_KEEPINTVL, 5), (socket.TCP_KEEPCNT, 4)):
+            duplicate.setsockopt(socket.IPPROTO_TCP, option, value)
+        duplicate.setsockopt(
+            socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, 30_000
+        )  # milliseconds, for what was sent and isn't acknowledged
 
 
 AnyStore = Store | StoreClient

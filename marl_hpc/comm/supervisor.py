@@ -17,14 +17,13 @@ import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 from marl_hpc.comm.store import AnyStore, StoreLost
 from marl_hpc.comm.zygote import FAILED, LOST, SIGNALS, Stamp, Zygote
 from marl_hpc.config import Config
 
 STOPPED = 75  # EX_TEMPFAIL
-WRONG = 2
 SETTLE_S = 5.0  # how long role processes of an old generation, or a peer's supervisor, get before we act
 
 
@@ -39,6 +38,13 @@ class Child:
     stamp: Stamp
     killed_because: str | None = None
     lost_since: float | None = None
+
+
+class Ended(NamedTuple):
+    """How a rank's last process ended, and in which generation; ranks that others still need start again in the next."""
+
+    code: int
+    generation: int
 
 
 @dataclass(kw_only=True)
@@ -61,30 +67,35 @@ class Supervisor:
     control: dict[str, Any] = field(default_factory=dict)
     lost_store: str | None = None
     stop_deadline: float | None = None
-    ended: dict[int, int] = field(default_factory=dict)  # rank -> last exit code
+    ended: dict[int, Ended] = field(default_factory=dict)
     waiting: dict[int, int] = field(default_factory=dict)  # rank -> generation it waits to be started in
     prepared: int = -1  # newest generation whose start is named
+    heard: dict[int, tuple[int, int]] = field(default_factory=dict)  # another supervisor's rank -> last beat, our seconds since
 
     def run(self) -> dict[str, Any]:
-        """Returns the job's outcome: {"status": finished | stopped | failed, "reason": …}."""
+        """Returns the job's outcome: {"status": finished | stopped | failed, "reason": …}, with "lost" where a supervisor is gone."""
         threading.Thread(target=self._watch, daemon=True, name="control").start()
+        if not self.lead:
+            threading.Thread(target=self._beat, daemon=True, name="alive").start()
         for rank in self.ranks:
             self.waiting[rank] = 0
         next_second = time.monotonic() + 1
         while True:
             self._pass_signals()
-            if self.lost_store:
-                self._kill_all(self.lost_store)
-                return {"status": "failed", "reason": self.lost_store}
             outcome = self.control.get("control/outcome")
             if outcome is not None:
                 self._kill_all("the job has ended")
                 return outcome
+            if self.lost_store:
+                self._kill_all(self.lost_store)
+                return {"status": "stopped", "reason": self.lost_store, "lost": True}
             try:
                 self._tend()
                 if time.monotonic() >= next_second:
                     next_second = time.monotonic() + 1
                     self.each_second()
+                    if self.lead:
+                        self._listen()
             except StoreLost as error:
                 self.lost_store = str(error)
 
@@ -96,6 +107,30 @@ class Supervisor:
                 self.control = known
         except StoreLost as error:
             self.lost_store = str(error)
+
+    def _beat(self) -> None:
+        """Tell rank 0's supervisor each second that this one is there. Not by the main loop: that waits for the first import of torch."""
+        beat = 0
+        try:
+            while True:
+                beat += 1
+                self.store.set(f"alive/{self.ranks[0]}", beat)
+                time.sleep(1.0)
+        except StoreLost as error:
+            self.lost_store = str(error)
+
+    def _listen(self) -> None:
+        """Called each second: end the job, resumable, when another supervisor is silent. Our own seconds count, not the clock's: who
+        suspends a job suspends all of it."""
+        allowed_s = self.config.timeouts.node_s * self.config.timeouts.scale
+        for rank in set(range(len(self.roles))).difference(self.ranks):
+            beat = self.store.get(f"alive/{rank}") or 0
+            last, seconds = self.heard.get(rank, (0, 0))
+            self.heard[rank] = (beat, 0 if beat != last else seconds + 1)
+            if self.heard[rank][1] > allowed_s:
+                text = f"rank {rank} ({self.roles[rank]}) or its node is lost: its supervisor said nothing for {allowed_s:.0f} s"
+                self.store.set(f"fault/{rank}/lost", text)
+                self.store.set_default("control/outcome", {"status": "stopped", "reason": text, "lost": True})
 
     def _pass_signals(self) -> None:
         if self.signals and "control/stop" not in self.control:
@@ -125,6 +160,11 @@ class Supervisor:
         if self.before_generation is not None and self.prepared < generation and self.ranks[0] not in self.children:
             self.before_generation(generation)
             self.prepared = generation
+        if "control/stop" in self.control:
+            return
+        for rank, ended in self.ended.items():
+            if ended.generation < generation:
+                self.waiting.setdefault(rank, generation)
         for rank, wanted in list(self.waiting.items()):
             if generation >= wanted and rank not in self.children:
                 del self.waiting[rank]
@@ -166,8 +206,7 @@ class Supervisor:
         if child is None:
             return
         if code in (0, STOPPED):
-            self.ended[rank] = code
-            self.store.set(f"exit/{rank}", code)
+            self._end(rank, code, child.generation)
         elif code == FAILED and child.killed_because is None:
             failure = self.store.get(f"failure/{rank}") or f"see logs/rank_{rank}.log"
             self._decide("failed", f"rank {rank} ({child.role}) failed:\n{failure}")
@@ -198,24 +237,23 @@ class Supervisor:
                 child, "showed no progress before its deadline (if it is only slow, raise timeouts.step_s, start_s or scale)"
             )
 
+    def _end(self, rank: int, code: int, generation: int) -> None:
+        self.ended[rank] = Ended(code, generation)
+        self.store.set(f"exit/{rank}", self.ended[rank])
+
     def _fault(self, child: Child, text: str) -> None:
+        trained = self.store.get(f"control/trained/{child.generation}")
+        if trained is not None:  # the result is there, and nobody needs this one any more
+            self._end(child.rank, trained, child.generation)
+            return
         if "control/stop" in self.control:
-            self.ended[child.rank] = STOPPED
-            self.store.set(f"exit/{child.rank}", STOPPED)
+            self._end(child.rank, STOPPED, child.generation)
             if not child.role.startswith("rollout"):
                 self.store.set_default("control/abandoned", f"rank {child.rank} ({child.role}) {text} while stopping")
             return
-        limits = self.config.faults
-        recent = [t for t in self.faults.get(child.rank, []) if time.monotonic() - t < limits.window_s] + [time.monotonic()]
-        self.faults[child.rank] = recent
-        line = f"rank {child.rank} ({child.role}) {text}"
-        self.store.set(f"fault/{child.rank}/{len(recent)}/{time.time():.3f}", line)
-        if len(recent) > limits.limit:
-            self._decide(
-                "failed",
-                f"{line}: fault {len(recent)} within {limits.window_s:.0f} s, faults.limit={limits.limit}; see logs/rank_{child.rank}.log",
-            )
-        elif child.generation < self.control.get("control/generation", 0):
+        if self._too_many(child.rank, text):
+            return
+        if child.generation < self.control.get("control/generation", 0):
             self.waiting[child.rank] = child.generation + 1
         elif child.role.startswith("rollout") and self.config.cluster.membership == "elastic":
             self.waiting[child.rank] = child.generation
@@ -223,10 +261,30 @@ class Supervisor:
             self.waiting[child.rank] = child.generation + 1
             self.store.raise_to("control/generation", child.generation + 1)
 
+    def _too_many(self, rank: int, text: str) -> bool:
+        """Note a fault of this rank; True when it was one too many, and the job has failed."""
+        limits = self.config.faults
+        window_s = limits.window_s * self.config.timeouts.scale
+        recent = [t for t in self.faults.get(rank, []) if time.monotonic() - t < window_s] + [time.monotonic()]
+        self.faults[rank] = recent
+        line = f"rank {rank} ({self.roles[rank]}) {text}"
+        self.store.set(f"fault/{rank}/{len(recent)}/{time.time():.3f}", line)
+        if len(recent) > limits.limit:
+            self._decide(
+                "failed",
+                f"{line}: fault {len(recent)} within {window_s:.0f} s, faults.limit={limits.limit}; see logs/rank_{rank}.log",
+            )
+        return len(recent) > limits.limit
+
     def _lost_zygote(self) -> None:
         """All role processes of this supervisor died with it."""
         self.zygote.close()
         self.zygote = Zygote()
+        for rank in self.waiting:
+            if rank not in self.children:
+                self._too_many(
+                    rank, "couldn't be started: the process that it is forked from died; see the output of its supervisor"
+                )
         for child in list(self.children.values()):
             del self.children[child.rank]
             if child.lost_since is None:
@@ -240,20 +298,24 @@ class Supervisor:
             self.stop_deadline = time.monotonic() + self.config.run.grace_s
         gone_wrong = self.control.get("control/abandoned")
         for rank in list(self.waiting):
-            del self.waiting[rank]
-            self.ended[rank] = STOPPED
-            self.store.set(f"exit/{rank}", STOPPED)
-        for child in list(self.children.values()):
+            self._end(rank, STOPPED, self.waiting.pop(rank))
+        # who is silent longest comes first: it is the one that the others wait for, and it is named
+        for child in sorted(self.children.values(), key=lambda child: -child.stamp.silent_s):
             if child.lost_since is not None:
                 del self.children[child.rank]
                 self._fault(child, "lost contact")
             elif gone_wrong or time.monotonic() > self.stop_deadline:
-                self._kill(child, f"didn't stop within run.grace_s={self.config.run.grace_s:g}")
+                text = f"didn't stop within run.grace_s={self.config.run.grace_s:g}"
+                if not gone_wrong and not child.role.startswith("rollout"):
+                    line = f"rank {child.rank} ({child.role}) {text}"
+                    gone_wrong = self.store.set_default("control/abandoned", line)
+                self._kill(child, text)
 
     def _conclude(self) -> None:
-        codes = self.store.scan("exit/")
-        if len(codes) == len(self.roles):
-            stopped = codes["exit/0"] == STOPPED
+        generation, stopping = self.store.get("control/generation") or 0, "control/stop" in self.control
+        exits = {key: Ended(*value) for key, value in self.store.scan("exit/").items()}
+        if sum(stopping or ended.generation == generation for ended in exits.values()) == len(self.roles):
+            stopped = exits["exit/0"].code == STOPPED
             reason = f"stopped by {self.control.get('control/stop', 'its learner')}" if stopped else "finished"
             self._decide("stopped" if stopped else "finished", reason)
 

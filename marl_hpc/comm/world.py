@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import threading
 import time
+import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -23,7 +24,12 @@ from marl_hpc.comm.store import StoreClient, StoreLost
 from marl_hpc.comm.zygote import LOST, Stamp
 
 REPORT_EVERY_S = 2.0
+STOPPED = 75
 CORE = ("parameter", "dataset")
+
+
+class StoppedJoining(Exception):
+    """A stop came while this rank still looked for the others: it has nothing to save."""
 
 
 @dataclass
@@ -66,6 +72,16 @@ class World:
     def stamp(self, allow_s: float | None = None) -> None:
         self.deadline.expect_within(self.step_s if allow_s is None else allow_s)
 
+    @contextmanager
+    def allowing(self, seconds: float) -> Iterator[None]:
+        before, self.step_s = self.step_s, max(seconds, self.step_s)
+        self.stamp()
+        try:
+            yield
+        finally:
+            self.step_s = before
+            self.stamp()
+
     def gather(self, key: str, value: Any) -> list[Any]:
         if self.learners <= 1:
             return [value]
@@ -79,9 +95,9 @@ class World:
             f"not all {self.learners} learners came to {key} in {self.patience_s:.0f} s; see the other learners' logs"
         )
 
-    def end_training(self) -> None:
-        """Tell shards and workers that nobody needs them any more."""
-        self.store.set(f"control/trained/{self.generation}", True)
+    def end_training(self, code: int) -> None:
+        """Tell shards and workers that nobody needs them any more, and the supervisors what this generation ends with."""
+        self.store.set(f"control/trained/{self.generation}", code)
 
     def report(self, clock: Any, final: bool = False) -> None:
         if final or time.monotonic() - self.reported > REPORT_EVERY_S:
@@ -110,6 +126,8 @@ class World:
         until = time.monotonic() + self.patience_s
         while time.monotonic() < until:
             self.stamp()
+            if self.stopping:
+                raise StoppedJoining
             value = self.store.wait(key, 1.0)
             if value is not None:
                 return value
@@ -161,6 +179,8 @@ def join(job: dict[str, Any], deadline: Stamp, *, cuda: bool) -> Iterator[World]
                     patience_s,
                 )
                 world.stores.append(exchange_store)
+                # the slowest may start minutes after the first: all are here before anybody waits inside a collective
+                world.gather("joining", None)
                 collective_s = timeouts["collective_s"] * timeouts["scale"]
                 collectives.join_learners(exchange_store, world.index, world.learners, cuda, collective_s)
         yield world
@@ -168,6 +188,12 @@ def join(job: dict[str, Any], deadline: Stamp, *, cuda: bool) -> Iterator[World]
         # whose fault it is, the supervisors find out; a new generation ends this process from the watcher
         print(f"{type(error).__name__}: {error}", flush=True)
         os._exit(LOST)
+    except StoppedJoining:
+        print("stopped before it had joined", flush=True)
+        os._exit(STOPPED)
+    except Exception:
+        store.set(f"failure/{rank}", traceback.format_exc())
+        raise
     if len(world.roles) > 1:
         rpc.leave()
 

@@ -31,23 +31,28 @@ FAILED, LOST = 1, 3  # exit codes of a role process: its own exception; a peer w
 
 
 class Stamp:
-    """A deadline in memory shared with the supervisor: when it passes, the process counts as hung.
+    """A deadline in memory shared with the supervisor, and when it was set: when it passes, the process counts as hung.
 
     The role's main loop moves it on; a heartbeat thread would go on beating through a deadlock.
     """
 
-    SIZE = 8
+    SIZE = 16
 
     def __init__(self, descriptor: int) -> None:
-        # one aligned 8-byte store: struct.pack_into zeroes first, and a supervisor that reads just then sees a deadline long past
+        # aligned 8-byte stores: struct.pack_into zeroes first, and a supervisor that reads just then sees a deadline long past
         self.deadline = memoryview(mmap.mmap(descriptor, self.SIZE)).cast("d")
 
     def expect_within(self, seconds: float) -> None:
-        self.deadline[0] = time.monotonic() + seconds
+        now = time.monotonic()
+        self.deadline[0], self.deadline[1] = now + seconds, now
 
     @property
     def overdue_s(self) -> float:
         return time.monotonic() - self.deadline[0]
+
+    @property
+    def silent_s(self) -> float:
+        return time.monotonic() - self.deadline[1]
 
 
 class Zygote:
@@ -101,7 +106,7 @@ def main() -> None:
     signal.set_wakeup_fd(woken)
     signal.signal(signal.SIGCHLD, lambda *_: None)
     importlib.import_module("marl_hpc.train")
-    channel.send(json.dumps({"warm": True}).encode())
+    say(channel, {"warm": True})
     children: dict[int, int] = {}  # pid -> rank
     while True:
         readable, _, _ = select.select([channel, wake], [], [])
@@ -123,7 +128,13 @@ def main() -> None:
             children[pid] = request["start"]
             for descriptor in descriptors:
                 os.close(descriptor)
-            channel.send(json.dumps({"started": request["start"], "pid": pid}).encode())
+            say(channel, {"started": request["start"], "pid": pid})
+
+
+def say(channel: socket.socket, message: dict[str, Any]) -> None:
+    """Nobody listens any more when the supervisor has left; the end of the channel, read next, ends this process."""
+    with contextlib.suppress(BrokenPipeError, ConnectionResetError):
+        channel.send(json.dumps(message).encode())
 
 
 def reap(children: dict[int, int], channel: socket.socket) -> None:
@@ -137,7 +148,7 @@ def reap(children: dict[int, int], channel: socket.socket) -> None:
             break
         if pid in children:
             kill_group(pid)
-            channel.send(json.dumps({"exited": children.pop(pid), "pid": pid, "code": os.waitstatus_to_exitcode(status)}).encode())
+            say(channel, {"exited": children.pop(pid), "pid": pid, "code": os.waitstatus_to_exitcode(status)})
     kill_orphans(children)
 
 

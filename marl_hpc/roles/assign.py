@@ -30,16 +30,12 @@ def count_roles(roles: Roles, world_size: int | None) -> dict[str, int]:
     {'learner': 2, 'rollout': 12, 'parameter': 1, 'dataset': 1}
     """
     asked = {kind: getattr(roles, kind) for kind in KINDS}
-    if roles.dataset and roles.dataset > (roles.rollout or (1 if world_size is None else world_size)):
-        raise ConfigError(
-            f"roles.dataset={roles.dataset} but only {roles.rollout or 1} rollout workers write to them; set roles.dataset no higher than roles.rollout"
-        )
     if world_size is None:
-        return {kind: 1 if count is None else count for kind, count in asked.items()}
+        return _fed({kind: 1 if count is None else count for kind, count in asked.items()})
     counts = {
         "learner": asked["learner"] or max(1, world_size // 8),
         "parameter": asked["parameter"] or max(1, world_size // 16),
-        "dataset": asked["dataset"] or max(1, world_size // 16),
+        "dataset": asked["dataset"] or min(max(1, world_size // 16), asked["rollout"] or world_size),
     }
     others = sum(counts.values())
     counts["rollout"] = asked["rollout"] or max(1, world_size - others)
@@ -49,7 +45,15 @@ def count_roles(roles: Roles, world_size: int | None) -> dict[str, int]:
         rest = world_size - others
         advice = f"set roles.rollout={rest}" if rest > 0 else f"start at least {others + 1} ranks, or one rank with world=inline"
         raise ConfigError(f"roles ask for {total} ranks ({text}) but the launcher started {world_size}; {advice}")
-    return {kind: counts[kind] for kind in KINDS}
+    return _fed({kind: counts[kind] for kind in KINDS})
+
+
+def _fed(counts: dict[str, int]) -> dict[str, int]:
+    if counts["dataset"] > counts["rollout"]:
+        raise ConfigError(
+            f"roles.dataset={counts['dataset']} but only {counts['rollout']} rollout workers write to them; set roles.dataset no higher than roles.rollout"
+        )
+    return counts
 
 
 def assign(counts: dict[str, int], hosts: Sequence[str], gpus: Sequence[int] | None = None) -> list[Role]:
@@ -81,6 +85,32 @@ def assign(counts: dict[str, int], hosts: Sequence[str], gpus: Sequence[int] | N
     rest = [rank for rank in range(size) if rank not in roles]
     roles |= {rank: Role("rollout", index) for index, rank in enumerate(rest)}
     return [roles[rank] for rank in range(size)]
+
+
+def place_on_gpus(roles: Sequence[str], hosts: Sequence[str], gpus: Sequence[Sequence[str]]) -> list[str]:
+    """A device for each rank: learners have a GPU of their own, everybody else the CPU. `gpus[rank]` names the GPUs it sees.
+
+    Raises ConfigError where there are too few: NCCL can't have two learners on one GPU, nor learners without any among others.
+
+    >>> place_on_gpus(["learner/0", "learner/1", "rollout/0"], ["a", "a", "a"], [["x", "y"]] * 3)
+    ['cuda:0', 'cuda:1', 'cpu']
+    """
+    used: set[tuple[str, str]] = set()
+    devices = ["cpu"] * len(roles)
+    learners = [rank for rank, role in enumerate(roles) if role.startswith("learner") or role == "inline"]
+    if not any(gpus[rank] for rank in learners):
+        return devices
+    for rank in learners:
+        free = [place for place, gpu in enumerate(gpus[rank]) if (hosts[rank], gpu) not in used]
+        if not free:
+            seen = f"sees {len(gpus[rank])} GPUs, all taken by other learners" if gpus[rank] else "sees no GPU, but others do"
+            raise ConfigError(
+                f"rank {rank} ({roles[rank]}) on {hosts[rank]} {seen}; every learner needs one of its own: lower roles.learner, "
+                "start the ranks with more GPUs, or set device=cpu"
+            )
+        used.add((hosts[rank], gpus[rank][free[0]]))
+        devices[rank] = f"cuda:{free[0]}"
+    return devices
 
 
 def table(roles: Sequence[Role | str], hosts: Sequence[str]) -> str:

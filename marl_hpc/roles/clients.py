@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
@@ -31,6 +32,10 @@ class World(Protocol):
         """Show the supervisor that this rank makes progress; `allow_s` for a next step that may take longer than usual."""
         ...
 
+    def allowing(self, seconds: float) -> AbstractContextManager[None]:
+        """Steps inside may take so long, those that wait for others included."""
+        ...
+
     def gather(self, key: str, value: Any) -> list[Any]:
         """Every learner's value for this key, in learner order, once all have given theirs."""
         ...
@@ -57,10 +62,12 @@ class _Client:
     def __init__(self, peers: Sequence[Peer], world: World, clock: Clock) -> None:
         self.peers, self.world, self.clock = list(peers), world, clock
 
-    def _wait(self, pending: Pending, what: str, describe: Callable[[], str] | None = None) -> Any:
+    def _wait(self, pending: Pending, what: str, describe: Callable[[], str] | None = None, deadline_s: float | None = None) -> Any:
         with self.clock.waiting(what):
             answer = pending.wait(
-                deadline_s=self.world.patience_s, describe=describe or (lambda: f"no answer from {what}"), alive=self.world.stamp
+                deadline_s=deadline_s or self.world.patience_s,
+                describe=describe or (lambda: f"no answer from {what}"),
+                alive=self.world.stamp,
             )
         if isinstance(answer, dict) and "stopping" in answer:
             raise Stopping
@@ -94,11 +101,14 @@ class ParameterClient(_Client):
         for call in [peer.call("finish", version) for peer in self.peers]:
             self._wait(call, "parameter shards")
 
-    def save(self, folder: Path, version: int) -> dict[str, str]:
-        """Each shard writes its file; returns {file name: checksum}."""
-        calls = [peer.call("save", str(folder), version) for peer in self.peers]
-        # a slow file system isn't a lost peer: each shard has the checkpoint's own deadline
-        return dict(self._wait(call, "parameter shards") for call in calls)
+    def save(self, folder: Path, version: int, deadline_s: float) -> dict[str, str]:
+        """Each shard writes its file; returns {file name: checksum}. Raises TimeoutError after `deadline_s`."""
+        calls = [(peer, peer.call("save", str(folder), version)) for peer in self.peers]
+
+        def describe(peer: Peer) -> str:
+            return f"{peer.name} hasn't written to {folder} in {deadline_s:.0f} s; is the file system slow? raise timeouts.checkpoint_s"
+
+        return dict(self._wait(call, "parameter shards", lambda peer=peer: describe(peer), deadline_s) for peer, call in calls)
 
 
 class DatasetClient(_Client):

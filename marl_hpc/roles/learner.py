@@ -135,9 +135,8 @@ class Learner:
 
     def save(self) -> None:
         """One cut over all roles: every interface's first replica and every parameter shard write, then the lead completes it."""
-        timeouts = self.config.timeouts
-        with self.clock.computing("checkpoint"):
-            self.world.stamp(timeouts.checkpoint_s * timeouts.scale)
+        deadline_s = self.config.timeouts.checkpoint_s * self.config.timeouts.scale
+        with self.clock.computing("checkpoint"), self.world.allowing(deadline_s):
             self.compare_replicas()
             steps = self.schedule.env_steps(self.iteration)
             folder = ""
@@ -154,7 +153,7 @@ class Learner:
             for written in self.world.gather(f"written/{self.iteration}", files):
                 files |= written
             if self.recorder is not None:
-                files |= self.parameters.save(folder, self.iteration)
+                files |= self.parameters.save(folder, self.iteration, deadline_s)
                 self.recorder.complete_checkpoint(folder, self.iteration, files)
             self.saved = self.iteration
 

@@ -35,6 +35,7 @@ def play(
     while waiting or playing:
         alive()
         for b in np.flatnonzero(over).tolist():
+            alive()  # a start may be far slower than a step
             start = 0  # a copy without an episode left steps along unseen
             if waiting:
                 playing[b] = waiting.pop(0)

@@ -83,7 +83,8 @@ class RolloutWorker:
 
     def restart(self, sequence: int) -> None:
         """New episodes in all copies, seeded by where in the run they start."""
-        with self.clock.computing("environment"):
+        timeouts = self.config.timeouts
+        with self.clock.computing("environment"), self.world.allowing(timeouts.start_s * timeouts.scale):
             self.origin = sequence
             self.episode = [0] * self.env.copies
             self.returns = np.zeros(self.env.copies)

@@ -47,7 +47,10 @@ def complete(folder: Path, manifest: Manifest, keep: int) -> Path:
     if final.exists():
         shutil.rmtree(final)
     os.rename(folder, final)
-    for old in found(folder.parent.parent)[keep:]:
+    folders = found(folder.parent.parent)
+    place = folders.index(final)
+    # later ones couldn't be read when this attempt began: they are of a history that was given up
+    for old in [*folders[:place], *folders[place + keep :]]:
         shutil.rmtree(old)
     return final
 

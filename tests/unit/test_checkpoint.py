@@ -65,10 +65,18 @@ def test_same_step_saved_again_replaces_the_old_one(tmp_path):
 
 
 def test_newest_is_by_number_not_by_name(tmp_path):
-    for env_steps in (100, 9, 20):
+    for env_steps in (9, 20, 100):
         save(tmp_path, env_steps)
     assert steps(tmp_path) == ["step_100", "step_20", "step_9"]
     assert checkpoint.newest(tmp_path)[1].env_steps == 100
+
+
+def test_a_history_that_goes_on_from_before_a_damaged_checkpoint_replaces_it(tmp_path):
+    for env_steps in (10, 20):
+        save(tmp_path, env_steps, keep=2)
+    damage_bytes(tmp_path / "checkpoints" / "step_20")
+    save(tmp_path, 15, keep=1)
+    assert steps(tmp_path) == ["step_15"]
 
 
 def test_only_the_newest_are_kept(tmp_path):
