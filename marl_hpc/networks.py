@@ -114,17 +114,21 @@ def draw_noise(space: ActionSpace, generator: np.random.Generator, shape: tuple[
 
 
 def to_env(space: ActionSpace, action: np.ndarray) -> np.ndarray:
-    """Actions as the environment takes them: box actions clipped to [-1, 1] and stretched to the limits, where there are any.
+    """Actions as the environment takes them: box actions clipped to [-1, 1] and stretched to the limits.
+
+    A dimension that is bounded on one side only is clipped there, and not stretched.
 
     >>> space = ActionSpace(kind="box", shape=(1,), low=(0.0,), high=(4.0,))
     >>> to_env(space, np.array([[-2.0], [0.5]])).tolist()
     [[0.0], [3.0]]
     """
-    if space.kind == "discrete":
+    if space.kind != "box":
         return action
-    if space.low is not None and space.high is not None:
-        low, high = np.asarray(space.low), np.asarray(space.high)
-        action = low + (np.clip(action, -1, 1) + 1) * 0.5 * (high - low)
+    low, high = np.asarray(space.low or -np.inf), np.asarray(space.high or np.inf)
+    bounded = np.isfinite(low) & np.isfinite(high)
+    with np.errstate(invalid="ignore"):
+        stretched = low + (np.clip(action, -1, 1) + 1) * 0.5 * (high - low)
+    action = np.where(bounded, stretched, np.clip(action, low, high))
     return action.reshape(*action.shape[:-1], *space.shape).astype(np.float32)
 
 

@@ -6,6 +6,7 @@ group, always in the order of `GroupSpec.agents`. Imports nothing of ours, and n
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any, NamedTuple, Protocol
@@ -17,13 +18,32 @@ AGENT_ID = "agent_id"
 
 @dataclass(frozen=True, kw_only=True)
 class ActionSpace:
-    """One agent's action space: `discrete` with n choices, or `box` with a shape and, where bounded, its limits (flattened)."""
+    """One agent's action space: `discrete` with n choices, `multi_discrete` with several choices at once, or `box`.
+
+    A box has a shape and its limits, flattened; where a side is unbounded its limit is infinite. In batches, actions of an agent have
+    `action_shape`: () discrete, (len(nvec),) multi-discrete, (size,) box.
+    """
 
     kind: str
     n: int = 0
+    nvec: tuple[int, ...] = ()
     shape: tuple[int, ...] = ()
-    low: tuple[float, ...] | None = None
-    high: tuple[float, ...] | None = None
+    low: tuple[float, ...] = ()
+    high: tuple[float, ...] = ()
+
+    @property
+    def choices(self) -> tuple[int, ...]:
+        """How many choices each part of the action has; () for a box."""
+        return (self.n,) if self.kind == "discrete" else self.nvec
+
+    @property
+    def size(self) -> int:
+        """How many numbers describe the choice: one per choice (also an action mask's length), or one per dimension of a box."""
+        return math.prod(self.shape) if self.kind == "box" else sum(self.choices)
+
+    @property
+    def action_shape(self) -> tuple[int, ...]:
+        return {"discrete": (), "multi_discrete": (len(self.nvec),), "box": (math.prod(self.shape),)}[self.kind]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,24 +61,30 @@ class GroupSpec:
 
     @staticmethod
     def from_json(record: Mapping[str, Any]) -> GroupSpec:
-        space = record["action_space"]
-        limits = {side: None if space[side] is None else tuple(space[side]) for side in ("low", "high")}
+        space: dict[str, Any] = {key: tuple(value) if isinstance(value, list) else value for key, value in record["action_space"].items()}
         return GroupSpec(
             name=record["name"],
             agents=tuple(record["agents"]),
             observation_shape=tuple(record["observation_shape"]),
-            action_space=ActionSpace(kind=space["kind"], n=space["n"], shape=tuple(space["shape"]), **limits),
+            action_space=ActionSpace(**space),
             action_mask=record["action_mask"],
         )
 
 
 @dataclass(frozen=True, kw_only=True)
 class EnvSpec:
-    """An environment as learners need to know it, without importing it."""
+    """An environment as learners need to know it, without importing it.
+
+    `state_from` says what the state is: the `environment`'s own, or all agents' `observations` in the order of `agents`, flattened and
+    one after the other, zeros for who isn't there.
+    """
 
     name: str
     version: str
     groups: tuple[GroupSpec, ...]
+    state_shape: tuple[int, ...]
+    state_from: str
+    turn_based: bool = False  # agents act one after the other
 
     @property
     def agents(self) -> tuple[str, ...]:
@@ -68,24 +94,30 @@ class EnvSpec:
         return next(group for group in self.groups if group.name == name)
 
     def to_json(self) -> dict[str, Any]:
-        return {"name": self.name, "version": self.version, "groups": [group.to_json() for group in self.groups]}
+        return asdict(self)
 
     @staticmethod
     def from_json(record: Mapping[str, Any]) -> EnvSpec:
         groups = tuple(GroupSpec.from_json(group) for group in record["groups"])
-        return EnvSpec(name=record["name"], version=record["version"], groups=groups)
+        return EnvSpec(**{**record, "groups": groups, "state_shape": tuple(record["state_shape"])})
+
+
+class Seen(NamedTuple):
+    """What agents see before they act, by group."""
+
+    observation: dict[str, np.ndarray]  # [B, N, *observation_shape]
+    action_mask: dict[str, np.ndarray]  # [B, N, size] bool, only for groups with masks
+    active: dict[str, np.ndarray]  # [B, N] bool: acts now: alive and, in turn-based play, its turn
 
 
 class Step(NamedTuple):
-    """What one step of B copies gives, by group. `observation` is what the action led to, never the next episode's first one."""
+    """What one step of B copies gives, by group. `seen` is what the action led to, never the next episode's first observation."""
 
-    observation: dict[str, np.ndarray]  # [B, N, *observation_shape]
-    action_mask: dict[str, np.ndarray]  # [B, N, n] bool, only for groups with masks
-    active: dict[str, np.ndarray]  # [B, N] bool: alive after this step
+    seen: Seen
     reward: dict[str, np.ndarray]  # [B, N]
     terminated: dict[str, np.ndarray]  # [B, N] bool
     truncated: dict[str, np.ndarray]  # [B, N] bool
-    over: np.ndarray  # [B] bool: no agent is left, the copy waits for its reset
+    over: np.ndarray  # [B] bool: the episode has ended, the copy waits for its reset
 
 
 class EnvBatch(Protocol):
@@ -98,12 +130,20 @@ class EnvBatch(Protocol):
         """Start new episodes in the given copies."""
         ...
 
-    def observe(self) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray], dict[str, np.ndarray]]:
-        """(observation, action_mask, active) by group, as the agents see it now."""
+    def observe(self) -> Seen:
+        """What the agents see now."""
+        ...
+
+    def state(self) -> np.ndarray:
+        """The state [B, *state_shape] as it is now, float32: computed only for those who ask."""
         ...
 
     def step(self, actions: Mapping[str, np.ndarray]) -> Step:
-        """Act with [B, N] integers (discrete) or [B, N, *shape] floats (box), by group."""
+        """Act with integers [B, N] (discrete) or [B, N, len(nvec)] (multi-discrete), or floats [B, N, *shape] (box), by group.
+
+        Rewards [B, N] are this step's, also of agents that didn't act in it; `terminated` and `truncated` [B, N] are true in the one
+        step in which an agent's episode ends, also by another's action.
+        """
         ...
 
     def close(self) -> None: ...

@@ -19,10 +19,15 @@ def action_space(space: Any, owner: str) -> ActionSpace:
             raise ConfigError(f"{owner}: Discrete(start={space.start}) action space; actions must start at 0")
         return ActionSpace(kind="discrete", n=int(space.n))
     if isinstance(space, spaces.Box):
-        bounded = bool(np.isfinite(space.low).all() and np.isfinite(space.high).all())
-        limits = [tuple(float(v) for v in side.ravel()) if bounded else None for side in (space.low, space.high)]
-        return ActionSpace(kind="box", shape=tuple(space.shape), low=limits[0], high=limits[1])
-    raise ConfigError(f"{owner}: action space {space} is neither Discrete nor Box, the kinds that policies here can act in")
+        low, high = (tuple(float(v) for v in side.ravel()) for side in (space.low, space.high))
+        return ActionSpace(kind="box", shape=tuple(space.shape), low=low, high=high)
+    if isinstance(space, spaces.MultiDiscrete):
+        if space.nvec.ndim != 1 or np.any(space.start != 0):
+            raise ConfigError(f"{owner}: action space {space}; a MultiDiscrete must have one dimension and start at 0")
+        return ActionSpace(kind="multi_discrete", nvec=tuple(int(n) for n in space.nvec))
+    raise ConfigError(
+        f"{owner}: action space {space} is none of Discrete, MultiDiscrete and Box, the kinds that policies can act in"
+    )
 
 
 def observation_shape(space: Any, owner: str) -> tuple[tuple[int, ...], bool]:

@@ -7,13 +7,15 @@ Dead agents keep their place with zeros and `active` false. Episodes end for a c
 from __future__ import annotations
 
 import importlib.metadata
+import math
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 
 from marl_hpc.envs.grouping import group_agents
-from marl_hpc.types import EnvSpec, GroupSpec, Step
+from marl_hpc.types import EnvSpec, GroupSpec, Seen, Step
 
 
 class ParallelBatch:
@@ -40,7 +42,12 @@ class ParallelBatch:
             name=name,
             version=version_of(first),
             groups=group_agents(agents, observation_spaces, action_spaces, groups, masked),
+            state_shape=(0,),
+            state_from="observations",
         )
+        self._own_state = callable(getattr(first, "state", None)) and getattr(first, "state_space", None) is not None
+        shape = np.shape(first.state()) if self._own_state else (sum(math.prod(s) * n for s, n in self._sizes()),)
+        self.spec = replace(self.spec, state_shape=shape, state_from="environment" if self._own_state else "observations")
         self.copies = len(envs)
         self.envs = envs
         self._place = {agent: (group.name, i) for group in self.spec.groups for i, agent in enumerate(group.agents)}
@@ -57,10 +64,16 @@ class ParallelBatch:
             for agent in self.envs[copy].agents:
                 self._write(copy, agent, observations[agent], infos.get(agent, {}), self._current)
 
-    def observe(self) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray], dict[str, np.ndarray]]:
-        """Copies of the current (observation, action_mask, active), by group."""
-        observation, mask, active = self._current
-        return tuple({name: array.copy() for name, array in part.items()} for part in (observation, mask, active))  # type: ignore[return-value]
+    def observe(self) -> Seen:
+        return Seen(*({name: array.copy() for name, array in part.items()} for part in self._current))
+
+    def state(self) -> np.ndarray:
+        if self._own_state:
+            return np.stack([np.asarray(env.state(), np.float32) for env in self.envs])
+        return np.concatenate([self._current[0][g.name].reshape(self.copies, -1) for g in self.spec.groups], 1)
+
+    def _sizes(self) -> list[tuple[tuple[int, ...], int]]:
+        return [(g.observation_shape, len(g.agents)) for g in self.spec.groups]
 
     def step(self, actions: Mapping[str, np.ndarray]) -> Step:
         groups = self.spec.groups
@@ -97,32 +110,31 @@ class ParallelBatch:
                 if agent not in living:  # born in this step
                     self._write(copy, agent, observations[agent], infos.get(agent, {}), self._current)
             over[copy] = not env.agents or all(terminations.get(a, False) or truncations.get(a, False) for a in env.agents)
-        observation, mask, active = self.observe()
-        return Step(observation, mask, active, reward, terminated, truncated, over)
+        return Step(self.observe(), reward, terminated, truncated, over)
 
     def close(self) -> None:
         for env in self.envs:
             env.close()
 
-    def _empty(self) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray], dict[str, np.ndarray]]:
+    def _empty(self) -> Seen:
         def zeros(group: GroupSpec, shape: tuple[int, ...], dtype: Any) -> np.ndarray:
             return np.zeros((self.copies, len(group.agents), *shape), dtype)
 
         groups = self.spec.groups
-        return (
+        return Seen(
             {g.name: zeros(g, g.observation_shape, np.float32) for g in groups},
-            {g.name: zeros(g, (g.action_space.n,), bool) for g in groups if g.action_mask},
+            {g.name: zeros(g, (g.action_space.size,), bool) for g in groups if g.action_mask},
             {g.name: zeros(g, (), bool) for g in groups},
         )
 
-    def _clear(self, copy: int, group: str, i: int, where: tuple[dict[str, np.ndarray], ...]) -> None:
+    def _clear(self, copy: int, group: str, i: int, where: Seen) -> None:
         observation, mask, active = where
         observation[group][copy, i] = 0
         active[group][copy, i] = False
         if group in mask:
             mask[group][copy, i] = True  # a dead agent's choice is thrown away; an empty mask would make it NaN
 
-    def _write(self, copy: int, agent: str, seen: Any, info: Mapping[str, Any], where: tuple[dict[str, np.ndarray], ...]) -> None:
+    def _write(self, copy: int, agent: str, seen: Any, info: Mapping[str, Any], where: Seen) -> None:
         observation, mask, active = where
         group, i = self._place[agent]
         if group in mask:

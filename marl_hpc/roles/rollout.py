@@ -119,12 +119,12 @@ class RolloutWorker:
                 over = np.flatnonzero(after.over).tolist()
                 self.lengths += 1
             for name, row in rows.items():
-                row["next_observation"][t] = after.observation[name]
+                row["next_observation"][t] = after.seen.observation[name]
                 row["reward"][t], row["terminated"][t], row["truncated"][t] = (
                     after.reward[name], after.terminated[name], after.truncated[name],
                 )  # fmt: skip
                 self.returns += after.reward[name].sum(1) / agents
-            self.seen = (after.observation, after.action_mask, after.active)
+            self.seen = after.seen
             if len(over):
                 for b in over:
                     ended.append((self.returns[b], self.lengths[b]))

@@ -58,7 +58,7 @@ def test_batch_is_the_plain_environment_step_by_step(groups):
             chosen = {agent: int(actions[group][b, i]) for agent, (group, i) in places.items()}
             seen[b], rewards, terminations, truncations, _ = env.step(chosen)
             for agent, (group, i) in places.items():
-                assert np.array_equal(step.observation[group][b, i], seen[b][agent])
+                assert np.array_equal(step.seen.observation[group][b, i], seen[b][agent])
                 assert step.reward[group][b, i] == rewards[agent]
                 assert step.terminated[group][b, i] == terminations[agent]
                 assert step.truncated[group][b, i] == truncations[agent]
@@ -77,13 +77,13 @@ def test_episodes_are_truncated_with_their_last_step_and_keep_its_observation():
         assert not step.terminated["shared"].any()
         assert step.over.all() == (t == 24)
     expected = np.stack([final[agent] for agent in batch.spec.groups[0].agents])
-    assert np.array_equal(step.observation["shared"][0], expected)
-    assert not step.active["shared"].any()
+    assert np.array_equal(step.seen.observation["shared"][0], expected)
+    assert not step.seen.active["shared"].any()
     batch.reset([0], [7])
     fresh = plain.reset(seed=7)[0]
     observation, _, active = batch.observe()
     assert np.array_equal(observation["shared"][0], np.stack([fresh[agent] for agent in batch.spec.groups[0].agents]))
-    assert np.array_equal(step.observation["shared"][0], expected)  # what was returned isn't written again
+    assert np.array_equal(step.seen.observation["shared"][0], expected)  # what was returned isn't written again
     assert active["shared"].tolist() == [[True] * 3, [False] * 3]
 
 
@@ -124,8 +124,8 @@ def test_mapping_decides_groups_and_actions_reach_their_agents():
     for _ in range(3):
         step = batch.step({"odd": np.array([[1, 2]]), "even": np.array([[3]])})
         seen = plain.step({"agent_0": 1, "agent_2": 2, "agent_1": 3})[0]
-    assert np.array_equal(step.observation["odd"][0], np.stack([seen["agent_0"], seen["agent_2"]]))
-    assert np.array_equal(step.observation["even"][0, 0], seen["agent_1"])
+    assert np.array_equal(step.seen.observation["odd"][0], np.stack([seen["agent_0"], seen["agent_2"]]))
+    assert np.array_equal(step.seen.observation["even"][0, 0], seen["agent_1"])
 
 
 @pytest.mark.parametrize(
@@ -178,9 +178,9 @@ def test_every_task_makes_resets_and_steps(name):
     actions = {group.name: np.zeros((2, len(group.agents)), int) for group in env.spec.groups}
     step = env.step(actions)
     for group in env.spec.groups:
-        assert step.observation[group.name].shape == (2, len(group.agents), *group.observation_shape)
-        assert np.isfinite(step.observation[group.name]).all()
-        assert step.active[group.name].all()
+        assert step.seen.observation[group.name].shape == (2, len(group.agents), *group.observation_shape)
+        assert np.isfinite(step.seen.observation[group.name]).all()
+        assert step.seen.active[group.name].all()
         assert np.isfinite(step.reward[group.name]).all()
     assert step.over.tolist() == [False, False]
     assert env.spec.version.startswith("mpe2 1.")
@@ -259,9 +259,9 @@ def test_agents_are_active_from_birth_to_death():
     assert [active[name][0].tolist() for name in ("ant", "bee", "crab")] == [[True], [True], [True, False]]
     assert observation["crab"][0].tolist() == [[0, 3], [0, 0]]
     steps = [batch.step(ACT) for _ in range(5)]
-    assert [step.active["ant"][1, 0] for step in steps] == [True, False, False, False, False]
-    assert [step.active["bee"][1, 0] for step in steps] == [True, True, False, False, False]
-    assert [step.active["crab"][1].tolist() for step in steps] == [
+    assert [step.seen.active["ant"][1, 0] for step in steps] == [True, False, False, False, False]
+    assert [step.seen.active["bee"][1, 0] for step in steps] == [True, True, False, False, False]
+    assert [step.seen.active["crab"][1].tolist() for step in steps] == [
         [True, False], [True, True], [True, True], [True, True], [False, False],
     ]  # fmt: skip
     assert [step.over.tolist() for step in steps] == [[False] * 2] * 4 + [[True] * 2]
@@ -291,11 +291,11 @@ def test_rewards_stop_with_the_agents_life():
 def test_final_observation_is_kept_and_a_dead_agents_place_is_zero_afterwards():
     batch = meadow_batch()
     steps = [batch.step(ACT) for _ in range(5)]
-    assert steps[1].observation["ant"][0, 0].tolist() == [2, 1]
-    assert steps[2].observation["bee"][0, 0].tolist() == [3, 2]
-    assert steps[4].observation["crab"][0].tolist() == [[5, 3], [5, 4]]
-    assert [steps[t].observation["ant"][0, 0].tolist() for t in (2, 3, 4)] == [[0, 0]] * 3
-    assert [steps[t].observation["bee"][0, 0].tolist() for t in (3, 4)] == [[0, 0]] * 2
+    assert steps[1].seen.observation["ant"][0, 0].tolist() == [2, 1]
+    assert steps[2].seen.observation["bee"][0, 0].tolist() == [3, 2]
+    assert steps[4].seen.observation["crab"][0].tolist() == [[5, 3], [5, 4]]
+    assert [steps[t].seen.observation["ant"][0, 0].tolist() for t in (2, 3, 4)] == [[0, 0]] * 3
+    assert [steps[t].seen.observation["bee"][0, 0].tolist() for t in (3, 4)] == [[0, 0]] * 2
 
 
 def test_masks_come_from_info_or_from_the_observation():
@@ -306,11 +306,11 @@ def test_masks_come_from_info_or_from_the_observation():
     assert mask["ant"][0, 0].tolist() == [True, False, False]
     assert mask["bee"][0, 0].tolist() == [False, True, False]
     step = batch.step(ACT)
-    assert step.action_mask["ant"][1, 0].tolist() == [False, True, False]
-    assert step.action_mask["bee"][1, 0].tolist() == [False, False, True]
+    assert step.seen.action_mask["ant"][1, 0].tolist() == [False, True, False]
+    assert step.seen.action_mask["bee"][1, 0].tolist() == [False, False, True]
     for _ in range(4):
         step = batch.step(ACT)
-        assert all(mask.any(-1).all() for mask in step.action_mask.values())  # also of the dead: something stays legal
+        assert all(mask.any(-1).all() for mask in step.seen.action_mask.values())  # also of the dead: something stays legal
 
 
 def test_living_agents_alone_get_the_actions_of_their_places():
@@ -415,7 +415,7 @@ def test_mask_of_an_agent_born_late_is_heard():
     actions = {g.name: np.zeros((1, len(g.agents), *g.action_space.shape), int) for g in env.spec.groups}
     for _ in range(2):
         step = env.step(actions)
-    assert step.action_mask[group.name][0, group.agents.index("late")].tolist() == [False, False, True]
+    assert step.seen.action_mask[group.name][0, group.agents.index("late")].tolist() == [False, False, True]
 
 
 @pytest.mark.parametrize("offset", [0, 3])
@@ -438,8 +438,8 @@ def test_discrete_observations_become_one_number_a_choice(offset):
     ("space", "words"),
     [
         (spaces.Discrete(3, start=1), "start at 0"),
-        (spaces.MultiDiscrete([2, 3]), "neither Discrete nor Box"),
-        (spaces.Text(3), "neither Discrete nor Box"),
+        (spaces.MultiDiscrete([[2, 3]]), "one dimension"),
+        (spaces.Text(3), "none of Discrete, MultiDiscrete and Box"),
     ],
 )
 def test_spaces_that_no_policy_acts_in_are_refused_with_the_agents_name(space, words):
@@ -452,8 +452,9 @@ def test_observation_space_of_another_kind_is_refused():
         group_agents(["walker"], {"walker": spaces.Text(3)}, {"walker": spaces.Discrete(2)}, "shared")
 
 
-def test_unbounded_box_has_no_limits():
-    assert action_space(spaces.Box(-np.inf, np.inf, (2,)), "a") == ActionSpace(kind="box", shape=(2,))
+def test_limits_are_kept_side_by_side():
+    expected = ActionSpace(kind="box", shape=(2,), low=(-np.inf,) * 2, high=(3.0, 3.0))
+    assert action_space(spaces.Box(-np.inf, 3, (2,)), "a") == expected
 
 
 def test_environment_of_another_kind_is_refused_with_what_is_expected(monkeypatch):

@@ -233,5 +233,8 @@ def test_to_env_passes_unbounded_boxes_and_restores_their_shape():
     result = to_env(space, action)
     assert result.shape == (2, 2, 3)
     np.testing.assert_allclose(result.reshape(2, 6), action, rtol=1e-6)
+    half = ActionSpace(kind="box", shape=(2,), low=(0.0, -np.inf), high=(np.inf, 1.0))
+    assert to_env(half, np.array([-3.0, -3.0])).tolist() == [0, -3]
+    assert to_env(half, np.array([3.0, 3.0])).tolist() == [3, 1]
     choice = np.array([[1, 4]])
     assert to_env(DISCRETE, choice) is choice
