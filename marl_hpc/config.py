@@ -99,6 +99,10 @@ class Config:
     algorithm: dict[str, Any] = field(default_factory=dict)
     paradigm: Named = field(default_factory=lambda: Named(name="independent"))
     sync: Named = field(default_factory=lambda: Named(name="bsp"))
+    team_reward: str = "mean"  # what a team is rewarded for: mean | sum over its agents | individual
+    interfaces: Any = (
+        None  # {name: {groups, paradigm, algorithm, team_reward}}; default: one a group, or by the paradigm one for all
+    )
     # shared: agents with equal spaces share a policy | separate: one policy each | {agent: group}
     groups: Any = "shared"
     roles: Roles = field(default_factory=Roles)
@@ -116,6 +120,7 @@ class Config:
 
 CHOICES = {
     "sync.name": ("bsp",),
+    "team_reward": ("mean", "sum", "individual"),
     "cluster.membership": ("elastic", "static"),
     "logger.name": ("none", "wandb"),
     "device": ("auto", "cpu", "cuda"),

@@ -1,14 +1,15 @@
-"""Networks and the distributions that they parameterize, and the flat buffer that a policy is on the wire.
+"""Networks, and the flat buffer that their parameters are on the wire.
 
-N agents of a group share the network; by default each sees its index as a one-hot beside its observation. D observation size,
-A size of the distribution's parameters. Pure torch: no files, no ranks.
+T time, B copies, N agents of a group that share a network, D observation size, H numbers of memory. By default each agent sees its
+index as a one-hot beside its observation. Pure torch: no files, no ranks.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Mapping
 from itertools import pairwise
+from typing import Any
 
 import numpy as np
 import torch
@@ -31,86 +32,106 @@ def mlp(sizes: list[int], activation: str, final_gain: float, generator: torch.G
     return nn.Sequential(*layers)
 
 
+class ImageEncoder(nn.Module):
+    """Images [..., height, width, channels] (or channels first) of 0 … 255 to [..., size] features: three small convolutions."""
+
+    def __init__(self, shape: tuple[int, ...], activation: str, generator: torch.Generator) -> None:
+        super().__init__()
+        self.last = shape[-1] <= shape[0]  # channels last
+        channels, *extent = (shape[-1], *shape[:2]) if self.last else shape
+        layers: list[nn.Module] = []
+        for outputs in (16, 32, 32):
+            layer = nn.Conv2d(channels, outputs, 3, stride=2, padding=1)
+            nn.init.orthogonal_(layer.weight, math.sqrt(2), generator=generator)
+            assert layer.bias is not None
+            nn.init.zeros_(layer.bias)
+            layers += [layer, ACTIVATIONS[activation]()]
+            channels, extent = outputs, [-(-n // 2) for n in extent]
+        self.layers = nn.Sequential(*layers, nn.Flatten())
+        self.size = channels * math.prod(extent)
+
+    def forward(self, image: Tensor) -> Tensor:
+        x = image.flatten(0, -4) / 255
+        return self.layers(x.movedim(-1, -3) if self.last else x).view(*image.shape[:-3], self.size)
+
+
 class AgentNetwork(nn.Module):
-    """Observations [..., N, *shape] of a group to outputs [..., N, A], one set of weights for all agents of the group."""
+    """Observations [..., N, *shape] of a group to outputs [..., N, A], one set of weights for all agents of the group.
+
+    `network` holds hidden, activation, agent_id and gru: with gru=H > 0 a GRU of H units follows the hidden layers, and agents have a
+    memory [..., N, H]. `extra` numbers, the same for all agents, may stand beside each observation: the state, for critics.
+    """
 
     def __init__(
-        self, group: GroupSpec, outputs: int, hidden: Iterable[int], activation: str, agent_id: bool, final_gain: float, seed: int
+        self, group: GroupSpec, outputs: int, network: Mapping[str, Any], final_gain: float, seed: int, extra: int = 0
     ) -> None:
         super().__init__()
         self.agents = len(group.agents)
         self.dimensions = len(group.observation_shape)
-        self.agent_id = agent_id and self.agents > 1
-        size = math.prod(group.observation_shape) + (self.agents if self.agent_id else 0)
+        self.agent_id = bool(network["agent_id"]) and self.agents > 1
+        self.units = int(network.get("gru", 0))
         generator = torch.Generator().manual_seed(seed)
-        self.body = mlp([size, *hidden, outputs], activation, final_gain, generator)
+        hidden, activation = list(network["hidden"]), network["activation"]
+        self.image = ImageEncoder(group.observation_shape, activation, generator) if group.image else None
+        observed = self.image.size if self.image else math.prod(group.observation_shape)
+        size = observed + (self.agents if self.agent_id else 0) + extra
+        if self.units:
+            self.body = nn.Sequential(mlp([size, *hidden], activation, math.sqrt(2), generator), ACTIVATIONS[activation]())
+            self.cell = nn.GRUCell(hidden[-1], self.units)
+            for name, parameter in self.cell.named_parameters():
+                if "bias" in name:
+                    nn.init.zeros_(parameter)
+                else:
+                    nn.init.orthogonal_(parameter, generator=generator)
+            self.head = mlp([self.units, outputs], activation, final_gain, generator)
+        else:
+            self.body = mlp([size, *hidden, outputs], activation, final_gain, generator)
 
-    def forward(self, observation: Tensor) -> Tensor:
-        x = observation.flatten(-self.dimensions) if self.dimensions != 1 else observation
-        if self.dimensions == 0:
+    def forward(self, observation: Tensor, extra: Tensor | None = None) -> Tensor:
+        """What the network says without a memory; with one, the features that go into it."""
+        return self.body(self.inputs(observation, extra))
+
+    def inputs(self, observation: Tensor, extra: Tensor | None) -> Tensor:
+        if self.image is not None:
+            x = self.image(observation)
+        elif self.dimensions == 0:
             x = observation.unsqueeze(-1)
+        else:
+            x = observation.flatten(-self.dimensions) if self.dimensions != 1 else observation
+        parts = [x]
         if self.agent_id:
             identity = torch.eye(self.agents, dtype=x.dtype, device=x.device)
-            x = torch.cat([x, identity.expand(*x.shape[:-2], self.agents, self.agents)], -1)
-        return self.body(x)
+            parts.append(identity.expand(*x.shape[:-2], self.agents, self.agents))
+        if extra is not None:
+            parts.append(extra.unsqueeze(-2).expand(*x.shape[:-1], extra.shape[-1]))
+        return torch.cat(parts, -1) if len(parts) > 1 else x
 
+    def step(self, observation: Tensor, memory: Tensor, extra: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """One step: (outputs [..., N, A], memory [..., N, H]) from observations and the memory before."""
+        x = self(observation, extra)
+        if not self.units:
+            return x, memory
+        memory = self.cell(x.flatten(0, -2), memory.flatten(0, -2)).view(*x.shape[:-1], self.units)
+        return self.head(memory), memory
 
-class Actor(nn.Module):
-    """A group's stochastic policy: categorical over discrete actions, Gaussian with a state-independent deviation over boxes.
+    def unroll(
+        self, observation: Tensor, memory: Tensor, first: Tensor, active: Tensor, extra: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """Outputs [T, B, N, A] and the memory after each step [T, B, N, H], from the memory [B, N, H] before the first.
 
-    Box actions live in [-1, 1] per dimension here and are stretched to the space's limits by `to_env`; unbounded boxes pass as is.
-    """
-
-    def __init__(self, group: GroupSpec, hidden: Iterable[int], activation: str, agent_id: bool, seed: int) -> None:
-        super().__init__()
-        self.space = group.action_space
-        outputs = self.space.n if self.space.kind == "discrete" else math.prod(self.space.shape)
-        self.network = AgentNetwork(group, outputs, hidden, activation, agent_id, 0.01, seed)
-        if self.space.kind == "box":
-            self.log_std = nn.Parameter(torch.full((outputs,), -0.5))
-
-    def forward(self, observation: Tensor, action_mask: Tensor | None = None) -> Tensor:
-        """Distribution parameters [..., N, A]: log-probabilities where discrete, means where box."""
-        outputs = self.network(observation)
-        if self.space.kind == "box":
-            return outputs
-        if action_mask is not None:
-            outputs = outputs.masked_fill(~action_mask, torch.finfo(outputs.dtype).min)
-        return outputs.log_softmax(-1)
-
-    def sample(self, parameters: Tensor, noise: Tensor) -> Tensor:
-        """An action [..., N] (discrete, int64) or [..., N, A] (box) from `noise` [..., N, A]: uniform in (0, 1), or normal.
-
-        Discrete: the Gumbel-max trick (Maddison et al. 2014), so that the draw is decided by the noise alone.
+        Memory starts anew where `first` [T, B], and stays as it is for agents that aren't `active` [T, B, N].
         """
-        if self.space.kind == "discrete":
-            return (parameters - torch.log(-torch.log(noise))).argmax(-1)
-        return parameters + noise * self.log_std.exp()
-
-    def mode(self, parameters: Tensor) -> Tensor:
-        """The most likely action."""
-        return parameters.argmax(-1) if self.space.kind == "discrete" else parameters
-
-    def log_prob(self, parameters: Tensor, action: Tensor) -> Tensor:
-        """[..., N], of what `sample` gave."""
-        if self.space.kind == "discrete":
-            return parameters.gather(-1, action.long().unsqueeze(-1)).squeeze(-1)
-        z = (action - parameters) * (-self.log_std).exp()
-        return (-0.5 * (z * z + math.log(2 * math.pi)) - self.log_std).sum(-1)
-
-    def entropy(self, parameters: Tensor) -> Tensor:
-        """[..., N], in nats."""
-        if self.space.kind == "discrete":
-            return -(parameters.exp() * parameters).sum(-1)
-        return (self.log_std + 0.5 * math.log(2 * math.pi * math.e)).sum().expand(parameters.shape[:-1])
-
-
-def draw_noise(space: ActionSpace, generator: np.random.Generator, shape: tuple[int, ...]) -> np.ndarray:
-    """Noise [*shape, A] for `Actor.sample`, float64."""
-    if space.kind == "discrete":
-        # neither 0 nor 1, also after rounding to float32: their Gumbel noise would be infinite and could beat a mask
-        return np.clip(generator.random((*shape, space.n)), 2.0**-24, 1 - 2.0**-24)
-    return generator.standard_normal((*shape, math.prod(space.shape)))
+        x = self(observation, extra)
+        if not self.units:
+            return x, x.new_zeros(*x.shape[:-1], 0)
+        memories = []
+        for t in range(len(x)):
+            memory = memory.masked_fill(first[t, :, None, None], 0)
+            after = self.cell(x[t].flatten(0, 1), memory.flatten(0, 1)).view_as(memory)
+            memory = torch.where(active[t, ..., None], after, memory)
+            memories.append(memory)
+        stacked = torch.stack(memories)
+        return self.head(stacked), stacked
 
 
 def to_env(space: ActionSpace, action: np.ndarray) -> np.ndarray:

@@ -1,25 +1,42 @@
-"""The paradigms, as a table: which AgentInterface trains a group, and which learner ranks host which interfaces."""
+"""The paradigms, as a table: which AgentInterface trains agents, what critic and policy see, and which learner ranks host whom."""
 
 from __future__ import annotations
 
-from typing import NamedTuple
+import math
+from collections.abc import Mapping
+from typing import Any, NamedTuple
 
-from marl_hpc.agents import AgentInterface, IndependentAgent
-from marl_hpc.config import ConfigError
+from marl_hpc import algorithms
+from marl_hpc.agents import AgentInterface, IndependentAgent, TeamAgent
+from marl_hpc.config import Config, ConfigError
+from marl_hpc.types import EnvSpec, GroupSpec, InterfaceSpec
 
 
 class Paradigm(NamedTuple):
     agent: type[AgentInterface]
-    critic_sees: str
-    policy_sees: str
+    critic_sees: str  # own: the agent's own observation | state: the team's state too | joint: all members' observations
+    policy_sees: str  # own | joint
     exchange: str
+
+    @property
+    def teams(self) -> bool:
+        return issubclass(self.agent, TeamAgent)
 
 
 PARADIGMS: dict[str, Paradigm] = {
-    "independent": Paradigm(
-        IndependentAgent, "own observation", "own observation", "all-reduce among replicas of the same policy only"
-    ),
+    "independent": Paradigm(IndependentAgent, "own", "own", "all-reduce among replicas of the same policy only"),
+    "ctde": Paradigm(TeamAgent, "state", "own", "all-reduce among the team's replicas"),
+    "centralized": Paradigm(TeamAgent, "joint", "joint", "all-reduce among the team's replicas"),
 }
+
+
+class Plan(NamedTuple):
+    """One AgentInterface as every rank knows it: what it trains and how."""
+
+    interface: InterfaceSpec
+    agent: type[AgentInterface]
+    algorithm: type
+    options: Any  # the algorithm's typed configuration
 
 
 def resolve(name: str) -> Paradigm:
@@ -28,17 +45,76 @@ def resolve(name: str) -> Paradigm:
     return PARADIGMS[name]
 
 
-def hosts(groups: list[str], learners: int) -> dict[str, list[int]]:
-    """Learner ranks that hold a replica of each group's interface.
+def plan(config: Config, spec: EnvSpec) -> list[Plan]:
+    """The AgentInterfaces of a run, in order: those that `interfaces` names, or by the paradigm one for each group (independent) or
+    one for all. Raises ConfigError where groups are missing, or an algorithm can't serve them."""
+    groups = {group.name: group for group in spec.groups}
+    given: Any = config.interfaces
+    if given is None:
+        alone = not resolve(config.paradigm.name).teams
+        given = {name: {"groups": [name]} for name in groups} if alone else {"team": {"groups": list(groups)}}
+    check_members(given, groups)
+    plans = []
+    for name, section in given.items():
+        section = dict(section)
+        paradigm_name = section.get("paradigm", config.paradigm.name)
+        paradigm = resolve(paradigm_name)
+        members = tuple(groups[group] for group in section["groups"])
+        if not paradigm.teams and len(members) > 1:
+            raise ConfigError(
+                f"interfaces.{name}: paradigm=independent trains one group, got {', '.join(g.name for g in members)}; "
+                "name an interface for each, or choose paradigm=ctde"
+            )
+        interface = InterfaceSpec(
+            name=name,
+            paradigm=paradigm_name,
+            groups=members,
+            team_reward=section.get("team_reward", config.team_reward) if paradigm.teams else "individual",
+            critic_sees=paradigm.critic_sees,
+            joint_policy=paradigm.policy_sees == "joint",
+            state_size=math.prod(spec.state_shape) if paradigm.critic_sees == "state" else 0,
+        )
+        if interface.team_reward not in ("mean", "sum", "individual"):
+            raise ConfigError(f"team_reward={interface.team_reward!r} is not a choice; mean, sum or individual")
+        if interface.joint_policy and interface.team_reward == "individual":
+            raise ConfigError("paradigm=centralized is one policy for the team: team_reward must be mean or sum, not individual")
+        algorithm, options = algorithms.configure({**config.algorithm, **section.get("algorithm", {})})
+        algorithm.check(options, interface, config.rollout.fragment)
+        plans.append(Plan(interface, paradigm.agent, algorithm, options))
+    names = [name for p in plans for name in p.interface.policies]
+    if len(set(names)) < len(names):
+        raise ConfigError(f"interfaces have policies of the same name: {', '.join(names)}; rename an interface or a group")
+    return plans
 
-    With as many groups as learners or more, each interface lives on one learner; otherwise learners share out as replicas.
+
+def check_members(given: Any, groups: Mapping[str, GroupSpec]) -> None:
+    """Every group belongs to exactly one interface. Raises ConfigError saying which doesn't."""
+    known = ("groups", "paradigm", "algorithm", "team_reward")
+    if not isinstance(given, Mapping) or not all(
+        isinstance(s, Mapping) and isinstance(s.get("groups"), list) for s in given.values()
+    ):
+        raise ConfigError(f"interfaces={given!r} must be {{name: {{groups: [group, …], {', '.join(known[1:])}}}}}")
+    for name, section in given.items():
+        if unknown := set(section) - set(known):
+            raise ConfigError(f"interfaces.{name} has unknown keys {sorted(unknown)}; known: {', '.join(known)}")
+    members = [group for section in given.values() for group in section["groups"]]
+    if sorted(members) != sorted(groups):
+        raise ConfigError(
+            f"interfaces name the groups {sorted(members)}, each group must stand there once: {sorted(groups)}; see `groups` for who is in which"
+        )
+
+
+def hosts(interfaces: list[str], learners: int) -> dict[str, list[int]]:
+    """Learner ranks that hold a replica of each interface.
+
+    With as many interfaces as learners or more, each lives on one learner; otherwise learners share out as replicas.
 
     >>> hosts(["a", "b", "c"], 2)
     {'a': [0], 'b': [1], 'c': [0]}
     >>> hosts(["a", "b"], 3)
     {'a': [0, 2], 'b': [1]}
     """
-    count = len(groups)
+    count = len(interfaces)
     if count >= learners:
-        return {name: [i % learners] for i, name in enumerate(groups)}
-    return {name: [j for j in range(learners) if j % count == i] for i, name in enumerate(groups)}
+        return {name: [i % learners] for i, name in enumerate(interfaces)}
+    return {name: [j for j in range(learners) if j % count == i] for i, name in enumerate(interfaces)}

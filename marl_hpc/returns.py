@@ -11,30 +11,44 @@ from torch import Tensor
 
 
 def gae(
-    rewards: Tensor, values: Tensor, next_values: Tensor, terminated: Tensor, done: Tensor, *, gamma: float, lam: float
-) -> Tensor:
-    """Generalized advantage estimates.
+    rewards: Tensor, values: Tensor, next_values: Tensor, terminated: Tensor, done: Tensor, *, gamma: float, lam: float,
+    active: Tensor | None = None, continues: Tensor | None = None,
+) -> tuple[Tensor, Tensor]:  # fmt: skip
+    """(generalized advantage estimates, which of them are known), both [T, B, N]; estimates in reward units.
 
-    All arguments [T, B, N]; returns [T, B, N], in reward units. A truncated step bootstraps from `next_values`, a terminated one
-    doesn't (Pardo et al. 2018); the recursion is cut where `done` (terminated or truncated). The last step of the fragment
-    bootstraps like a truncated one. Source: Schulman et al. 2016, eq. 16. Raises ValueError when the shapes differ.
+    Arguments are [T, B, N]. An agent's transitions run over its own turns, the steps in which it is `active` (all, where not given):
+    its reward is the sum from one turn up to the next, an ending by another's move included, and it bootstraps from `values` at its
+    next turn. From `next_values` where its episode is truncated (Pardo et al. 2018) or the fragment ends; a terminated step
+    bootstraps from nothing. `continues` [B, N]: whether it acts right after the fragment. Where it doesn't, its last turn is still
+    open: the estimate of that one isn't known, and earlier ones bootstrap from its value. Source: Schulman et al. 2016, eq. 16.
+    Raises ValueError when the shapes differ.
 
     >>> one, zero = torch.ones(2, 1, 1), torch.zeros(2, 1, 1)
-    >>> gae(one, zero, zero, zero, zero, gamma=1.0, lam=1.0).flatten().tolist()
+    >>> gae(one, zero, zero, zero > 0, zero > 0, gamma=1.0, lam=1.0)[0].flatten().tolist()
     [2.0, 1.0]
     """
     shapes = {name: tuple(x.shape) for name, x in
               (("rewards", rewards), ("values", values), ("next_values", next_values), ("terminated", terminated), ("done", done))}  # fmt: skip
     if len(set(shapes.values())) > 1:
         raise ValueError(f"gae needs arguments of one shape [T, B, N]; got {shapes}")
-    deltas = rewards + gamma * next_values * (1 - terminated.to(rewards.dtype)) - values
-    decay = gamma * lam * (1 - done.to(rewards.dtype))
-    advantages = torch.empty_like(deltas)
-    running = torch.zeros_like(deltas[0])
-    for t in reversed(range(len(deltas))):
-        running = deltas[t] + decay[t] * running
-        advantages[t] = running
-    return advantages
+    active = torch.ones_like(done) if active is None else active
+    known = torch.ones_like(done[0]) if continues is None else continues | done[-1]
+    advantages, all_known = torch.zeros_like(values), torch.zeros_like(active)
+    # what comes after the turn that is looked at: value at the next turn, rewards on the way there, the advantage from there on
+    value, reward, later = next_values[-1], torch.zeros_like(values[0]), torch.zeros_like(values[0])
+    for t in reversed(range(len(rewards))):
+        value = torch.where(done[t], next_values[t].masked_fill(terminated[t], 0), value)
+        reward = reward.masked_fill(done[t], 0) + rewards[t]
+        later = later.masked_fill(done[t], 0)
+        known = known | done[t]
+        estimate = reward + gamma * value - values[t] + gamma * lam * later
+        all_known[t] = active[t] & known
+        advantages[t] = estimate.masked_fill(~all_known[t], 0)
+        later = torch.where(active[t], advantages[t], later)
+        value = torch.where(active[t], values[t], value)
+        reward = reward.masked_fill(active[t], 0)
+        known = known | active[t]
+    return advantages, all_known
 
 
 class ValueNormalizer:

@@ -18,6 +18,7 @@ import torch
 import yaml
 
 from marl_hpc import algorithms, envs, paradigms
+from marl_hpc.actors import PolicyNetwork, build_policy
 from marl_hpc.comm import collectives
 from marl_hpc.comm.peers import LocalPeer, Peer
 from marl_hpc.comm.store import StoreClient
@@ -28,8 +29,7 @@ from marl_hpc.config import Config, ConfigError
 from marl_hpc.evaluation import summarize
 from marl_hpc.keyed_random import GROUP, integer
 from marl_hpc.metrics import Clock
-from marl_hpc.networks import Actor
-from marl_hpc.policies import build_actor, load_policy
+from marl_hpc.policies import load_networks
 from marl_hpc.roles.clients import DatasetClient, ParameterClient
 from marl_hpc.roles.dataset import DatasetShard
 from marl_hpc.roles.learner import Learner, Replica
@@ -39,7 +39,7 @@ from marl_hpc.roles.recorder import SCALE, Recorder
 from marl_hpc.roles.rollout import RolloutWorker
 from marl_hpc.roles.schedule import Schedule
 from marl_hpc.storage.checkpoint import Manifest
-from marl_hpc.types import EnvBatch, EnvSpec, GroupSpec
+from marl_hpc.types import EnvBatch, EnvSpec
 
 DONE, STOPPED = 0, 75
 EVALUATION_COPIES = 16
@@ -72,7 +72,8 @@ class Rank:
         self.schedule = Schedule.of(
             config, self.counts["rollout"], *((self.resumed[1].iteration, self.resumed[1].env_steps) if self.resumed else ())
         )
-        self.interfaces = paradigms.hosts([group.name for group in self.spec.groups], self.counts["learner"])
+        self.plans = paradigms.plan(config, self.spec)
+        self.interfaces = paradigms.hosts([plan.interface.name for plan in self.plans], self.counts["learner"])
 
     def run(self) -> int:
         kind = self.world.role.partition("/")[0]
@@ -155,7 +156,7 @@ class Rank:
     # building them
 
     def build_parameter(self, index: int) -> ParameterShard:
-        return ParameterShard(index, tuple(group.name for group in self.spec.groups))
+        return ParameterShard(index, tuple(name for plan in self.plans for name in plan.interface.policies))
 
     def build_dataset(self, index: int) -> DatasetShard:
         workers = tuple(w for w in range(self.counts["rollout"]) if w % self.counts["dataset"] == index)
@@ -164,28 +165,27 @@ class Rank:
 
     def build_learner(self, index: int, parameters: list[Peer], dataset: list[Peer]) -> Learner:
         config, world, clock = self.config, self.world, self.clock
-        algorithm, options = algorithms.configure(config.algorithm)
-        agent = paradigms.resolve(config.paradigm.name).agent
         exchanges = collectives.replicas(
             self.interfaces, index, self.counts["learner"], config.timeouts.collective_s * config.timeouts.scale
         )
         device = torch.device(self.job["devices"][world.rank])
         replicas = []
-        for place, group in enumerate(self.spec.groups):
-            hosts = self.interfaces[group.name]
+        for place, plan in enumerate(self.plans):
+            name = plan.interface.name
+            hosts = self.interfaces[name]
             if index in hosts:
-                interface = agent(
-                    algorithm, options, group, exchanges[group.name], device=device, dtype=getattr(torch, config.dtype),
+                agent = plan.agent(
+                    plan.algorithm, plan.options, plan.interface, exchanges[name], device=device, dtype=getattr(torch, config.dtype),
                     seed=integer(config.seed, GROUP, place),
                 )  # fmt: skip
-                replicas.append(Replica(interface, hosts.index(index), len(hosts)))
+                replicas.append(Replica(agent, hosts.index(index), len(hosts)))
         recorder = None
         if index == 0:
             agents = len(self.spec.agents)
             recorder = Recorder(config, self.run_dir, agents, self.schedule, world, self.resumed[1] if self.resumed else None)
         learner = Learner(
             config, index, replicas, ParameterClient(parameters, world, clock), DatasetClient(dataset, world, clock, config.rollout.envs),
-            self.schedule, recorder, self.run_dir, world, clock,
+            self.schedule, recorder, self.run_dir, world, clock, len(self.plans) == 1,
         )  # fmt: skip
         if self.resumed:
             learner.resume(self.resumed[0])
@@ -197,15 +197,19 @@ class Rank:
         waves = -(-share // EVALUATION_COPIES)
         return RolloutWorker(
             config, index, workers, make_env(config, config.rollout.envs), make_env(config, -(-share // waves)),
-            {group.name: self.build_actor(group) for group in self.spec.groups},
+            self.plans, self.build_policies(),
             ParameterClient(parameters, self.world, clock), DatasetClient(dataset, self.world, clock, config.rollout.envs),
             self.schedule, self.world, clock,
         )  # fmt: skip
 
-    def build_actor(self, group: GroupSpec) -> Actor:
-        _, options = algorithms.configure(self.config.algorithm)
-        network = {"hidden": list(options.hidden), "activation": options.activation, "agent_id": options.agent_id}
-        return build_actor(group, network).to(getattr(torch, self.config.dtype))
+    def build_policies(self) -> dict[str, PolicyNetwork]:
+        """Every policy of the run; a version that is pulled fills them."""
+        dtype = getattr(torch, self.config.dtype)
+        return {
+            name: build_policy(groups, plan.algorithm.network(plan.options, plan.interface)).to(dtype)
+            for plan in self.plans
+            for name, groups in plan.interface.policies.items()
+        }
 
     def end_learning(self, learner: Learner, finished: bool) -> int:
         """Leave word of the result, and let the others go."""
@@ -241,10 +245,10 @@ def evaluate_run(run_dir: Path, options: list[str]) -> str:
         raise ConfigError(f"episodes={known['episodes']} must be 1 or more")
     batch = make_env(replace(config, env=env), min(EVALUATION_COPIES, known["episodes"]))
     try:
-        actors = {group.name: load_policy(run_dir, group.agents[0]).actor for group in batch.spec.groups}
+        policies = list(load_networks(run_dir).values())
     except FileNotFoundError as error:
         raise ConfigError(str(error)) from error
-    results = play(batch, actors, range(known["episodes"]), seed=known["seed"], greedy=known["greedy"])
+    results = play(batch, policies, range(known["episodes"]), seed=known["seed"], greedy=known["greedy"])
     record = summarize([episode_return for episode_return, _ in results], scale=SCALE)
     return json.dumps({**record, **known, "environment": batch.spec.version}, indent=1)
 
@@ -254,11 +258,9 @@ def prepare(job: dict[str, Any], deadline: Stamp) -> int:
     store = StoreClient(job["store"], bytes.fromhex(job["key"]))
     try:
         config = from_record(job["config"])
-        paradigms.resolve(config.paradigm.name)
-        algorithm, options = algorithms.configure(config.algorithm)
+        algorithms.configure(config.algorithm)
         env = make_env(config, 1)
-        for group in env.spec.groups:
-            algorithm.check(options, group)
+        paradigms.plan(config, env.spec)
         cuda = torch.cuda.is_available()
         if config.device == "cuda" and not cuda:
             raise ConfigError("device=cuda but torch sees no GPU here; use device=auto or device=cpu")

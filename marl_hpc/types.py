@@ -55,19 +55,23 @@ class GroupSpec:
     observation_shape: tuple[int, ...]
     action_space: ActionSpace
     action_mask: bool = False
+    image: bool = False  # observes images, three dimensions of 0 … 255
 
     def to_json(self) -> dict[str, Any]:
         return asdict(self)
 
     @staticmethod
     def from_json(record: Mapping[str, Any]) -> GroupSpec:
-        space: dict[str, Any] = {key: tuple(value) if isinstance(value, list) else value for key, value in record["action_space"].items()}
+        space: dict[str, Any] = {
+            key: tuple(value) if isinstance(value, list) else value for key, value in record["action_space"].items()
+        }
         return GroupSpec(
             name=record["name"],
             agents=tuple(record["agents"]),
             observation_shape=tuple(record["observation_shape"]),
             action_space=ActionSpace(**space),
             action_mask=record["action_mask"],
+            image=record["image"],
         )
 
 
@@ -100,6 +104,28 @@ class EnvSpec:
     def from_json(record: Mapping[str, Any]) -> EnvSpec:
         groups = tuple(GroupSpec.from_json(group) for group in record["groups"])
         return EnvSpec(**{**record, "groups": groups, "state_shape": tuple(record["state_shape"])})
+
+
+@dataclass(frozen=True, kw_only=True)
+class InterfaceSpec:
+    """What one AgentInterface trains: groups of agents, and how they belong together (see `marl_hpc.paradigms`)."""
+
+    name: str
+    paradigm: str
+    groups: tuple[GroupSpec, ...]
+    team_reward: str = "individual"  # mean | sum over the interface's agents | individual: what is optimized
+    critic_sees: str = "own"  # own | state | joint
+    joint_policy: bool = False  # the agents are one policy
+    state_size: int = 0
+
+    @property
+    def agents(self) -> tuple[str, ...]:
+        return tuple(agent for group in self.groups for agent in group.agents)
+
+    @property
+    def policies(self) -> dict[str, tuple[GroupSpec, ...]]:
+        """The groups that each policy plays."""
+        return {self.name: self.groups} if self.joint_policy else {group.name: (group,) for group in self.groups}
 
 
 class Seen(NamedTuple):

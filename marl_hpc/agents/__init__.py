@@ -1,6 +1,7 @@
-"""AgentInterface and its ways to exchange. An interface trains one group of agents; it never looks into another's data."""
+"""AgentInterface and its ways to exchange. An interface trains its own agents; it never looks into another's data."""
 
 from marl_hpc.agents.independent import IndependentAgent
 from marl_hpc.agents.interface import AgentInterface
+from marl_hpc.agents.team import TeamAgent
 
-__all__ = ["AgentInterface", "IndependentAgent"]
+__all__ = ["AgentInterface", "IndependentAgent", "TeamAgent"]

@@ -1,6 +1,6 @@
-"""AgentInterface: trains one group of agents with batches from the dataset shards, and publishes versions of their policy.
+"""AgentInterface: trains its agents with batches from the dataset shards, and publishes versions of their policies.
 
-What differs between paradigms is whom an interface exchanges with while it learns; everything else is here.
+The gradient step is here. What differs between paradigms is what agents are rewarded for and whom an interface exchanges with.
 """
 
 from __future__ import annotations
@@ -15,43 +15,85 @@ from torch import Tensor
 
 from marl_hpc.agents.adam import Adam
 from marl_hpc.policies import export_policy
-from marl_hpc.types import Exchange, GroupSpec
+from marl_hpc.types import Exchange, InterfaceSpec
 
 
 class AgentInterface(ABC):
-    """One group's learner, or one replica of it; `exchange` sums over its replicas."""
+    """The learner of an interface's agents, or one replica of it; `exchange` sums over its replicas."""
 
     def __init__(
         self,
         algorithm: type,
         config: Any,
-        group: GroupSpec,
+        interface: InterfaceSpec,
         exchange: Exchange,
         *,
         device: torch.device,
         dtype: torch.dtype,
         seed: int,
     ) -> None:
-        self.group, self.exchange, self.device, self.dtype, self.seed = group, exchange, device, dtype, seed
-        self.algorithm = algorithm(config, group, exchange, device=device, dtype=dtype, seed=seed)
+        self.interface, self.exchange, self.device, self.dtype, self.seed = interface, exchange, device, dtype, seed
+        self.algorithm = algorithm(config, interface, exchange, device=device, dtype=dtype, seed=seed)
         self.parameters = self.algorithm.parameters
         self.optimizer = Adam(self.parameters.values, lr=config.lr, eps=config.adam_eps)
         self.max_grad_norm = config.max_grad_norm
-        self.network = {"hidden": list(config.hidden), "activation": config.activation, "agent_id": config.agent_id}
+        self.network = algorithm.network(config, interface)
         self.updates = 0  # gradient steps
 
     @abstractmethod
+    def rewarded(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
+        """The batch with the rewards that are optimized."""
+
     def learn(
-        self, batch: dict[str, Tensor], columns: Tensor, total: int, seed: int, alive: Callable[[], None]
+        self,
+        batch: dict[str, Tensor],
+        columns: Tensor,
+        *,
+        total: int,
+        seed: int,
+        env_steps: int,
+        alive: Callable[[], None] = lambda: None,
     ) -> dict[str, float]:
-        """One batch of fields [T, B, N, …], whose copies are the `columns` [B] of `total`. Returns metrics of the whole batch.
+        """One batch of fields group/field [T, B, N, …], whose copies are the `columns` [B] of `total`. Returns metrics of it all.
 
         `alive` is called after every gradient step: a large network may need longer for a batch than a hung process gets.
         """
+        batch = {name: x.to(self.device).contiguous() for name, x in batch.items()}
+        if bad := describe_non_finite(batch):
+            raise FloatingPointError(f"{bad} of {self.interface.name!r} at gradient step {self.updates}; look at the environment")
+        history = []
+        for minibatch in self.algorithm.minibatches(self.rewarded(batch), columns, total, seed, env_steps):
+            history.append(self.gradient_step(minibatch))
+            alive()
+        return self.algorithm.summarize(torch.stack(history)) if history else {}
 
-    def policy_values(self) -> Tensor:
-        """A snapshot of the policy's flat parameters, on the CPU: what is published."""
-        return self.parameters.values.detach()[: self.parameters.sizes[0]].to("cpu", copy=True)
+    def gradient_step(self, minibatch: dict[str, Tensor]) -> Tensor:
+        """Loss, backward, sum over replicas, clip, step. Returns the minibatch's sums over all replicas."""
+        parameters = self.parameters
+        parameters.message.zero_()
+        loss, sums = self.algorithm.loss(minibatch)
+        loss.backward()
+        parameters.sums.copy_(torch.stack([sums[name] for name in self.algorithm.sums]))
+        self.exchange.sum_(parameters.message)  # gradient and sums in one message
+        gradient = parameters.values.grad
+        gradient /= parameters.sums[self.algorithm.sums.index("count")].clamp_min(1)
+        norm = gradient.norm()  # clipped after the reduction: every replica scales alike
+        if not torch.isfinite(norm):
+            raise FloatingPointError(
+                f"gradient of {self.interface.name!r} is {float(norm)} at gradient step {self.updates}: "
+                f"{describe_non_finite(minibatch) or 'its batch is finite'}; lower algorithm.lr or algorithm.max_grad_norm"
+            )
+        gradient *= (self.max_grad_norm / (norm + 1e-6)).clamp_max(1)
+        self.optimizer.step()
+        self.updates += 1
+        self.algorithm.stepped(self.updates)
+        return parameters.sums.clone()
+
+    def policy_values(self) -> dict[str, Tensor]:
+        """{policy: its flat parameters}, a snapshot on the CPU: what is published."""
+        sizes = self.parameters.sizes[: len(self.interface.policies)]
+        parts = self.parameters.values.detach()[: sum(sizes)].to("cpu", copy=True).split(sizes)
+        return dict(zip(self.interface.policies, parts, strict=True))
 
     def state(self) -> dict[str, Tensor]:
         """All that training goes on from, for a checkpoint."""
@@ -63,7 +105,7 @@ class AgentInterface(ABC):
     def load_state(self, state: dict[str, Tensor]) -> None:
         if state["values"].shape != self.parameters.values.shape:
             raise ValueError(
-                f"the checkpoint of group {self.group.name!r} has {len(state['values'])} parameters, this network {len(self.parameters.values)}"
+                f"the checkpoint of {self.interface.name!r} has {len(state['values'])} parameters, this network {len(self.parameters.values)}"
             )
         with torch.no_grad():
             self.parameters.values.copy_(state["values"])
@@ -71,6 +113,12 @@ class AgentInterface(ABC):
         for part, owner in (("optimizer.", self.optimizer), ("algorithm.", self.algorithm)):
             owner.load_state({name.removeprefix(part): x for name, x in state.items() if name.startswith(part)})
 
-    def export(self, path: Path, version: int) -> None:
-        """Write the policy for use without any of this."""
-        export_policy(path, self.group, self.policy_values(), self.network, version)
+    def export(self, name: str, path: Path, version: int) -> None:
+        """Write a policy for use without any of this."""
+        export_policy(path, self.interface.policies[name], self.policy_values()[name], self.network, version)
+
+
+def describe_non_finite(batch: dict[str, Tensor]) -> str:
+    """Which fields of a batch hold NaN or infinity, or nothing."""
+    bad = [name for name, x in batch.items() if x.is_floating_point() and not torch.isfinite(x).all()]
+    return f"NaN or infinity in {', '.join(bad)}" if bad else ""

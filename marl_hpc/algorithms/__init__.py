@@ -9,44 +9,69 @@ from __future__ import annotations
 import difflib
 import importlib
 from collections.abc import Iterator
-from dataclasses import fields
+from dataclasses import dataclass, field, fields
 from typing import Any, ClassVar, Protocol
 
 import torch
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from marl_hpc.actors import PolicyNetwork
 from marl_hpc.config import ConfigError
-from marl_hpc.networks import Actor, FlatParameters
-from marl_hpc.types import Exchange, GroupSpec
+from marl_hpc.networks import ACTIVATIONS, FlatParameters
+from marl_hpc.types import Exchange, InterfaceSpec
 
-ALGORITHMS: dict[str, str | type] = {"ppo": "marl_hpc.algorithms.ppo:PPO"}
+ALGORITHMS: dict[str, str | type] = {
+    "ppo": "marl_hpc.algorithms.ppo:PPO",
+    "a2c": "marl_hpc.algorithms.a2c:A2C",
+}
 
 Batch = dict[str, torch.Tensor]
 
 
 class Algorithm(Protocol):
-    """What an AgentInterface trains with. Shapes: T time, B copies that this replica holds, N agents of the group."""
+    """What an AgentInterface trains with. Shapes: T time, B copies that this replica holds, N agents of a group.
+
+    A batch holds fields "group/field" [T, B, N, …] (see `storage.fragments`), "first" [T, B], with a critic over the state "state" and
+    "next_state" [T, B, S], and "policy/memory" [C, B, rows, H] of policies with a memory, at the start of each chunk.
+    """
 
     Config: ClassVar[type]
-    actor: Actor
-    parameters: FlatParameters  # the actor first, so that a policy is the buffer's beginning
+    policies: dict[str, PolicyNetwork]  # as `interface.policies` names them
+    parameters: FlatParameters  # the policies first, in their order, so that they are the buffer's beginning
     sums: tuple[str, ...]  # what `loss` sums beside the gradient; one of them is `count`, the samples summed over
 
-    def __init__(self, config: Any, group: GroupSpec, exchange: Exchange, *, device: Any, dtype: Any, seed: int) -> None: ...
+    def __init__(
+        self, config: Any, interface: InterfaceSpec, exchange: Exchange, *, device: Any, dtype: Any, seed: int
+    ) -> None: ...
 
     @staticmethod
-    def check(config: Any, group: GroupSpec) -> None:
-        """Raise ConfigError where the algorithm can't serve this group's spaces, saying what would work."""
+    def check(config: Any, interface: InterfaceSpec, fragment: int) -> None:
+        """Raise ConfigError where the algorithm can't serve these spaces or this paradigm, saying what would work. `fragment` is the
+        number of steps that come at once."""
         ...
 
-    def minibatches(self, batch: Batch, columns: torch.Tensor, total: int, seed: int) -> Iterator[Batch]:
-        """Minibatches of one batch of fields [T, B, N, …]; `columns` [B] are its places among the `total` copies of all
-        replicas. Every replica yields equally many, and together they are the global minibatches."""
+    @staticmethod
+    def network(config: Any, interface: InterfaceSpec) -> dict[str, Any]:
+        """What `actors.build_policy` builds the policies from; plain data, stored with exported policies."""
+        ...
+
+    @staticmethod
+    def exploration(config: Any, env_steps: int) -> float:
+        """The probability with which policies act uniformly at random, when so many environment steps have been learned from."""
+        ...
+
+    def minibatches(self, batch: Batch, columns: torch.Tensor, total: int, seed: int, env_steps: int) -> Iterator[Batch]:
+        """Minibatches of one batch; `columns` [B] are its places among the `total` copies of all replicas. Every replica yields
+        equally many, and together they are the global minibatches."""
         ...
 
     def loss(self, minibatch: Batch) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
         """(loss, the numbers named by `sums`), both summed over this replica's part of the minibatch."""
+        ...
+
+    def stepped(self, updates: int) -> None:
+        """A gradient step has been taken, the one of this number: the time to move target networks."""
         ...
 
     def summarize(self, sums: torch.Tensor) -> dict[str, float]:
@@ -58,6 +83,41 @@ class Algorithm(Protocol):
         ...
 
     def load_state(self, state: dict[str, torch.Tensor]) -> None: ...
+
+
+@dataclass(frozen=True, kw_only=True)
+class NetworkConfig:
+    """The networks of every algorithm."""
+
+    hidden: list[int] = field(default_factory=lambda: [64, 64])
+    activation: str = "tanh"  # tanh | relu | elu
+    agent_id: bool = True  # a one-hot of the agent beside its observation, where a group has several
+    gru: int = 0  # units of memory behind the hidden layers; 0: none
+    chunk: int = 10  # steps that are learned from in one piece, where there is a memory
+    autoregressive: bool = False  # paradigm=centralized: an agent's action depends on those of the agents before it
+
+
+def network_options(config: NetworkConfig, interface: InterfaceSpec) -> dict[str, Any]:
+    """The part of `Algorithm.network` that all share."""
+    return {
+        "hidden": list(config.hidden), "activation": config.activation, "agent_id": config.agent_id, "gru": config.gru,
+        "joint": interface.joint_policy, "autoregressive": config.autoregressive,
+    }  # fmt: skip
+
+
+def check_network(config: NetworkConfig, interface: InterfaceSpec, fragment: int) -> None:
+    if config.activation not in ACTIVATIONS:
+        raise ConfigError(f"algorithm.activation={config.activation!r}; choose one of: {', '.join(ACTIVATIONS)}")
+    if not config.hidden or min(config.hidden) < 1:
+        raise ConfigError(f"algorithm.hidden={list(config.hidden)} must be one or more sizes of 1 or more")
+    if config.gru < 0:
+        raise ConfigError(f"algorithm.gru={config.gru} must be 0 (no memory) or a number of units")
+    if config.gru and (config.chunk < 1 or fragment % config.chunk):
+        raise ConfigError(
+            f"rollout.fragment={fragment} must be a multiple of algorithm.chunk={config.chunk}, the steps that a policy with a memory learns from in one piece"
+        )
+    if config.autoregressive and not interface.joint_policy:
+        raise ConfigError(f"algorithm.autoregressive=true needs paradigm=centralized; got paradigm={interface.paradigm}")
 
 
 def resolve(name: str) -> type:

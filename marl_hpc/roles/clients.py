@@ -50,9 +50,10 @@ class World(Protocol):
 
 
 class Batch(NamedTuple):
-    """One group's part of an iteration: packed rows [T, B, row], the place of each of the B copies among all, and what came along."""
+    """One interface's part of an iteration: packed rows [T, B, row] and memories, the place of each of the B copies among all, and what
+    came along."""
 
-    rows: Tensor
+    parts: dict[str, Tensor]  # rows, and policy/memory [C, B, …]
     columns: Tensor
     episodes: Tensor  # [E, 2]
     versions: list[int]
@@ -124,33 +125,33 @@ class DatasetClient(_Client):
     def next_sequence(self, worker: int) -> int:
         return self._wait(self.of_worker(worker).call("next_sequence", worker), "dataset shard")
 
-    def insert(self, worker: int, sequence: int, rows: dict[str, Tensor], episodes: Tensor, version: int) -> None:
+    def insert(self, worker: int, sequence: int, rows: dict[str, dict[str, Tensor]], episodes: Tensor, version: int) -> None:
         """Returns when the fragment is stored. The tensors must not change any more."""
         self._wait(self.of_worker(worker).call("insert", worker, sequence, rows, episodes, version), "room in the dataset shard")
 
     def insert_evaluation(self, version: int, worker: int, episodes: Tensor) -> None:
         self._wait(self.of_worker(worker).call("insert_evaluation", version, worker, episodes), "dataset shard")
 
-    def sample(self, iteration: int, group: str, part: int, parts: int) -> Batch:
+    def sample(self, iteration: int, interface: str, part: int, parts: int) -> Batch:
         """This replica's part of an iteration, in worker order whatever order fragments came in; waits until all are there."""
-        pieces: dict[int, tuple[Tensor, int, Tensor, int]] = {}
-        calls = [(peer, peer.call("sample", iteration, group, part, parts)) for peer in self.peers]
+        pieces: dict[int, tuple[dict[str, Tensor], int, Tensor, int]] = {}
+        calls = [(peer, peer.call("sample", iteration, interface, part, parts)) for peer in self.peers]
         for peer, call in calls:
             pieces |= self._wait(call, "dataset shards", lambda peer=peer: self._starved(peer))
         ordered = [pieces[worker] for worker in sorted(pieces)]
         columns = [
-            torch.arange(rows.shape[1]) + worker * self.copies + first
-            for worker, (rows, first, _, _) in zip(sorted(pieces), ordered, strict=True)
+            torch.arange(tensors["rows"].shape[1]) + worker * self.copies + first
+            for worker, (tensors, first, _, _) in zip(sorted(pieces), ordered, strict=True)
         ]
         return Batch(
-            rows=torch.cat([piece[0] for piece in ordered], 1),
+            parts={name: torch.cat([piece[0][name] for piece in ordered], 1) for name in ordered[0][0]},
             columns=torch.cat(columns),
             episodes=torch.cat([piece[2] for piece in ordered]),
             versions=[piece[3] for piece in ordered],
         )
 
-    def acknowledge(self, iteration: int, group: str, part: int) -> None:
-        for call in [peer.call("acknowledge", iteration, group, part) for peer in self.peers]:
+    def acknowledge(self, iteration: int, interface: str, part: int) -> None:
+        for call in [peer.call("acknowledge", iteration, interface, part) for peer in self.peers]:
             self._wait(call, "dataset shards")
 
     def evaluation(self, version: int, *, wait: bool) -> Tensor | None:

@@ -16,7 +16,7 @@ from marl_hpc.comm.peers import Parking
 
 
 class Fragment(NamedTuple):
-    rows: dict[str, Tensor]  # group -> packed rows [T, B, row]
+    rows: dict[str, dict[str, Tensor]]  # interface -> packed rows [T, B, row], and memories [C, B, …]
     episodes: Tensor  # [episodes that ended, 2]: return (mean over agents), length
     version: int  # that collected it
 
@@ -41,7 +41,7 @@ class DatasetShard:
         with self.parking.lock:
             return self.accepted[worker]
 
-    def insert(self, worker: int, sequence: int, rows: dict[str, Tensor], episodes: Tensor, version: int) -> Any:
+    def insert(self, worker: int, sequence: int, rows: dict[str, dict[str, Tensor]], episodes: Tensor, version: int) -> Any:
         """Store a fragment; the answer (True) waits for room. Raises ValueError when a worker skips a sequence number."""
 
         def ready() -> bool | None:
@@ -61,28 +61,30 @@ class DatasetShard:
             self.parking.settle()
         return answer
 
-    def sample(self, iteration: int, group: str, part: int, parts: int) -> Any:
-        """One group's rows of this iteration's fragments, for replica `part` of `parts`: {worker: (packed rows [T, B', row], first
+    def sample(self, iteration: int, interface: str, part: int, parts: int) -> Any:
+        """One interface's rows of this iteration's fragments, for replica `part` of `parts`: {worker: ({"rows": [T, B', row], …}, first
         column, episodes, version)}. Waits until all workers of this shard have delivered."""
 
-        def ready() -> dict[int, tuple[Tensor, int, Tensor, int]] | None:
+        def ready() -> dict[int, tuple[dict[str, Tensor], int, Tensor, int]] | None:
             if any((worker, iteration) not in self.fragments for worker in self.workers):
                 return None
             answer = {}
             for worker in self.workers:
                 fragment = self.fragments[worker, iteration]
-                copies = fragment.rows[group].shape[1]
+                tensors = fragment.rows[interface]
+                copies = tensors["rows"].shape[1]
                 first, last = part * copies // parts, (part + 1) * copies // parts
-                answer[worker] = (fragment.rows[group][:, first:last], first, fragment.episodes, fragment.version)
+                own = {name: x[:, first:last] for name, x in tensors.items()}
+                answer[worker] = (own, first, fragment.episodes, fragment.version)
             return answer
 
         return self.parking.answer(ready)
 
-    def acknowledge(self, iteration: int, group: str, part: int) -> None:
+    def acknowledge(self, iteration: int, interface: str, part: int) -> None:
         """This consumer has learned from the iteration; once all have, its fragments go and writers get room."""
         with self.parking.lock:
             done = self.acknowledged.setdefault(iteration, set())
-            done.add((group, part))
+            done.add((interface, part))
             while len(self.acknowledged.get(self.consumed, ())) == self.consumers:
                 del self.acknowledged[self.consumed]
                 for worker in self.workers:

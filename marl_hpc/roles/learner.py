@@ -34,9 +34,10 @@ class Replica(NamedTuple):
 class Learner:
     def __init__(
         self, config: Config, index: int, replicas: list[Replica], parameters: ParameterClient, dataset: DatasetClient,
-        schedule: Schedule, recorder: Recorder | None, run_dir: Path, world: World, clock: Clock,
+        schedule: Schedule, recorder: Recorder | None, run_dir: Path, world: World, clock: Clock, single: bool,
     ) -> None:  # fmt: skip
-        """`recorder` is the lead learner's, None elsewhere."""
+        """`recorder` is the lead learner's, None elsewhere. `single`: the run has one interface, whose name metrics don't carry."""
+        self.single = single
         self.config, self.index, self.replicas = config, index, replicas
         self.parameters, self.dataset, self.schedule = parameters, dataset, schedule
         self.recorder, self.run_dir, self.world, self.clock = recorder, run_dir, world, clock
@@ -46,7 +47,7 @@ class Learner:
     def resume(self, folder: Path) -> None:
         """Take up every interface's state from a checkpoint."""
         for agent, _, _ in self.replicas:
-            agent.load_state(load_file(folder / f"learner-{agent.group.name}.safetensors"))
+            agent.load_state(load_file(folder / f"learner-{agent.interface.name}.safetensors"))
         self.saved = self.iteration
 
     def run(self) -> bool:
@@ -62,7 +63,7 @@ class Learner:
         if k >= self.schedule.iterations:
             return False
         try:
-            batches = [self.dataset.sample(k, agent.group.name, part, parts) for agent, part, parts in self.replicas]
+            batches = [self.dataset.sample(k, agent.interface.name, part, parts) for agent, part, parts in self.replicas]
         except Stopping:
             batches = None
         if self.ends(k, batches):
@@ -71,18 +72,19 @@ class Learner:
         for (agent, part, _), batch in zip(self.replicas, batches or (), strict=True):
             with self.clock.computing("learn"):
                 learned = agent.learn(
-                    unpack(batch.rows, agent.group, self.config.dtype),
+                    unpack(batch.parts, agent.interface, self.config.dtype),
                     batch.columns,
                     total=self.schedule.steps // self.config.rollout.fragment,
                     seed=integer(self.config.seed, MINIBATCH, k),
+                    env_steps=self.schedule.env_steps(k),
                     alive=self.world.stamp,
                 )
             if part == 0:
-                metrics |= learned if agent.group.name == "shared" else _prefixed(learned, agent.group.name)
+                metrics |= learned if self.single else _prefixed(learned, agent.interface.name)
         self.iteration = k + 1
         self.publish()
         for agent, part, _ in self.replicas:
-            self.dataset.acknowledge(k, agent.group.name, part)
+            self.dataset.acknowledge(k, agent.interface.name, part)
         self.record(k, metrics, (batches or [])[0])
         if self.schedule.saves_after(k):
             self.save()
@@ -102,7 +104,8 @@ class Learner:
         with self.clock.computing("publish"):
             for agent, part, _ in self.replicas:
                 if part == 0:
-                    self.parameters.publish(agent.group.name, self.iteration, agent.policy_values())
+                    for name, values in agent.policy_values().items():
+                        self.parameters.publish(name, self.iteration, values)
 
     def record(self, k: int, metrics: dict[str, float], batch: Batch) -> None:
         """Bring all learners' metrics to the lead, which writes them."""
@@ -146,7 +149,7 @@ class Learner:
             files = {}
             for agent, part, _ in self.replicas:
                 if part == 0:
-                    path = folder / f"learner-{agent.group.name}.safetensors"
+                    path = folder / f"learner-{agent.interface.name}.safetensors"
                     save_file(agent.state(), path)
                     files[path.name] = checkpoint.checksum(path)
                     self.export(agent)
@@ -161,29 +164,32 @@ class Learner:
         """Replicas of an interface hold the same bits after every update. Raises RuntimeError when they don't: averaging gradients of
         diverged replicas would train nobody."""
         mine = {
-            agent.group.name: hashlib.sha256(agent.parameters.values.detach().cpu().numpy().tobytes()).hexdigest()
+            agent.interface.name: hashlib.sha256(agent.parameters.values.detach().cpu().numpy().tobytes()).hexdigest()
             for agent, _, _ in self.replicas
         }
         digests: dict[str, set[str]] = {}
         for said in self.world.gather(f"digest/{self.iteration}", mine):
-            for group, digest in said.items():
-                digests.setdefault(group, set()).add(digest)
-        diverged = [group for group, different in digests.items() if len(different) > 1]
+            for name, digest in said.items():
+                digests.setdefault(name, set()).add(digest)
+        diverged = [name for name, different in digests.items() if len(different) > 1]
         if diverged:
             raise RuntimeError(
                 f"replicas of {', '.join(diverged)} differ at iteration {self.iteration}; are the nodes' libraries the same?"
             )
 
     def export(self, agent: AgentInterface) -> None:
-        """The policy as its users load it."""
+        """The policies as their users load them."""
         folder = self.run_dir / "policies"
         folder.mkdir(exist_ok=True)
-        path = folder / f"{agent.group.name}.safetensors"
-        aside = path.with_suffix(".tmp")
-        agent.export(aside, self.iteration)
-        aside.replace(path)
+        for name in agent.interface.policies:
+            path = folder / f"{name}.safetensors"
+            aside = path.with_suffix(".tmp")
+            agent.export(name, aside, self.iteration)
+            aside.replace(path)
 
 
-def _prefixed(metrics: dict[str, float], group: str) -> dict[str, float]:
-    """`loss/policy` of group `a` becomes `loss/a/policy`."""
-    return {f"{kind}/{group}/{name}": value for (kind, _, name), value in ((key.partition("/"), v) for key, v in metrics.items())}
+def _prefixed(metrics: dict[str, float], interface: str) -> dict[str, float]:
+    """`loss/policy` of interface `a` becomes `loss/a/policy`."""
+    return {
+        f"{kind}/{interface}/{name}": value for (kind, _, name), value in ((key.partition("/"), v) for key, v in metrics.items())
+    }

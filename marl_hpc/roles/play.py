@@ -7,14 +7,16 @@ from collections.abc import Callable, Sequence
 import numpy as np
 import torch
 
+from marl_hpc.actors import PolicyNetwork
+from marl_hpc.distributions import draw_noise
 from marl_hpc.keyed_random import EVALUATION_ACTION, EVALUATION_EPISODE, generator, integer
-from marl_hpc.networks import Actor, draw_noise, to_env
-from marl_hpc.types import EnvBatch, GroupSpec
+from marl_hpc.networks import to_env
+from marl_hpc.types import EnvBatch, Seen
 
 
 def play(
     env: EnvBatch,
-    actors: dict[str, Actor],
+    policies: Sequence[PolicyNetwork],
     episodes: Sequence[int],
     *,
     seed: int,
@@ -32,6 +34,7 @@ def play(
     returns, lengths = np.zeros(env.copies), np.zeros(env.copies, int)
     results: list[tuple[int, float, int]] = []
     over = np.ones(env.copies, bool)
+    memories = [torch.zeros(env.copies, *policy.memory_shape, dtype=dtype_of(policy)) for policy in policies]
     while waiting or playing:
         alive()
         for b in np.flatnonzero(over).tolist():
@@ -43,11 +46,13 @@ def play(
                 start = integer(seed, EVALUATION_EPISODE, playing[b])
             returns[b], lengths[b] = 0, 0
             env.reset([b], [start])
-        observation, mask, _ = env.observe()
+            for memory in memories:
+                memory[b] = 0
+        seen = env.observe()
         actions = {}
-        for group in env.spec.groups:
-            drawn = None if greedy else {b: streams[b] for b in playing}
-            actions[group.name] = choose(actors[group.name], group, observation[group.name], mask.get(group.name), drawn)
+        for i, policy in enumerate(policies):
+            chosen, memories[i] = choose(policy, seen, memories[i], None if greedy else {b: streams[b] for b in playing})
+            actions |= chosen
         after = env.step(actions)
         returns += sum(reward.sum(1) for reward in after.reward.values()) / len(env.spec.agents)
         lengths += 1
@@ -58,14 +63,34 @@ def play(
 
 @torch.no_grad()
 def choose(
-    actor: Actor, group: GroupSpec, observation: np.ndarray, mask: np.ndarray | None, streams: dict[int, np.random.Generator] | None
-) -> np.ndarray:
-    """Actions [B, N, …] of one group as the environment takes them: greedy without `streams`, else drawn, each copy from its own."""
-    dtype = next(actor.parameters()).dtype
-    parameters = actor(torch.from_numpy(observation).to(dtype), None if mask is None else torch.from_numpy(mask))
-    if streams is None:
-        return to_env(group.action_space, actor.mode(parameters).numpy())
-    noise = np.full(tuple(parameters.shape), 0.5)
-    for b, stream in streams.items():
-        noise[b] = draw_noise(group.action_space, stream, (len(group.agents),))
-    return to_env(group.action_space, actor.sample(parameters, torch.from_numpy(noise).to(dtype)).numpy())
+    policy: PolicyNetwork, seen: Seen, memory: torch.Tensor, streams: dict[int, np.random.Generator] | None
+) -> tuple[dict[str, np.ndarray], torch.Tensor]:
+    """(actions [B, N, …] of a policy's groups as the environment takes them, memory after): greedy without `streams`, else drawn, each
+    copy from its own."""
+    dtype, noise = dtype_of(policy), None
+    if streams is not None:
+        noise = {}
+        for group in policy.groups:
+            drawn = np.full((len(memory), len(group.agents), group.action_space.size), 0.5)
+            for b, stream in streams.items():
+                drawn[b] = draw_noise(group.action_space, stream, (len(group.agents),))
+            noise[group.name] = torch.from_numpy(drawn).to(dtype)
+    actions, _, memory = policy.act(inputs_of(policy, seen), memory, noise)
+    return {group.name: to_env(group.action_space, actions[group.name].numpy()) for group in policy.groups}, memory
+
+
+def inputs_of(policy: PolicyNetwork, seen: Seen) -> dict[str, dict[str, torch.Tensor]]:
+    """What a policy's groups see, as it takes it."""
+    inputs = {}
+    for group in policy.groups:
+        inputs[group.name] = {
+            "observation": torch.from_numpy(seen.observation[group.name]).to(dtype_of(policy)),
+            "active": torch.from_numpy(seen.active[group.name]),
+        }
+        if group.name in seen.action_mask:
+            inputs[group.name]["action_mask"] = torch.from_numpy(seen.action_mask[group.name])
+    return inputs
+
+
+def dtype_of(policy: PolicyNetwork) -> torch.dtype:
+    return next(policy.parameters()).dtype

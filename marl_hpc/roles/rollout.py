@@ -6,32 +6,33 @@ keyed by what it is for (seed, copy, fragment, …), so it doesn't matter which 
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
 import torch
 
+from marl_hpc.actors import PolicyNetwork
 from marl_hpc.config import Config
+from marl_hpc.distributions import draw_noise
 from marl_hpc.keyed_random import ACTION, EPISODE, generator, integer
 from marl_hpc.metrics import Clock
-from marl_hpc.networks import Actor, draw_noise, load_flat, to_env
+from marl_hpc.networks import load_flat, to_env
+from marl_hpc.paradigms import Plan
 from marl_hpc.roles.clients import DatasetClient, ParameterClient, Stopping, World
-from marl_hpc.roles.play import play
+from marl_hpc.roles.play import dtype_of, inputs_of, play
 from marl_hpc.roles.schedule import Schedule
-from marl_hpc.storage.fragments import allocate, pack
+from marl_hpc.storage.fragments import MEMORY, allocate, pack
 from marl_hpc.types import EnvBatch
 
 
 class RolloutWorker:
     def __init__(
-        self, config: Config, worker: int, workers: int, env: EnvBatch, evaluation_env: EnvBatch, actors: dict[str, Actor],
-        parameters: ParameterClient, dataset: DatasetClient, schedule: Schedule, world: World, clock: Clock,
+        self, config: Config, worker: int, workers: int, env: EnvBatch, evaluation_env: EnvBatch, plans: list[Plan],
+        policies: dict[str, PolicyNetwork], parameters: ParameterClient, dataset: DatasetClient, schedule: Schedule, world: World, clock: Clock,
     ) -> None:  # fmt: skip
         self.config, self.worker, self.workers = config, worker, workers
-        self.env, self.evaluation_env, self.actors = env, evaluation_env, actors
+        self.env, self.evaluation_env, self.plans, self.policies = env, evaluation_env, plans, policies
         self.parameters, self.dataset, self.schedule = parameters, dataset, schedule
         self.world, self.clock = world, clock
-        self.dtype = getattr(torch, config.dtype)
+        self.wants_state = any(plan.interface.critic_sees == "state" for plan in plans)
         self.copies = [worker * env.copies + b for b in range(env.copies)]  # their places among all copies of the run
         self.sequence: int | None = None
         self.version: int | None = None
@@ -78,7 +79,7 @@ class RolloutWorker:
 
     def load(self, policies: dict[str, torch.Tensor], version: int) -> None:
         for name, values in policies.items():
-            load_flat(self.actors[name], values)
+            load_flat(self.policies[name], values)
         self.version = version
 
     def restart(self, sequence: int) -> None:
@@ -91,15 +92,25 @@ class RolloutWorker:
             self.lengths = np.zeros(self.env.copies, int)
             self.env.reset(list(range(self.env.copies)), [self.episode_seed(b) for b in range(self.env.copies)])
             self.seen = self.env.observe()
+            self.first = np.ones(self.env.copies, bool)  # an episode starts here
+            self.memory = {
+                name: torch.zeros(self.env.copies, *policy.memory_shape, dtype=dtype_of(policy))
+                for name, policy in self.policies.items()
+            }
 
     def episode_seed(self, b: int) -> int:
         return integer(self.config.seed, EPISODE, self.copies[b], self.origin, self.episode[b])
 
-    def collect(self, sequence: int) -> tuple[dict[str, torch.Tensor], torch.Tensor]:
-        """A fragment: ({group: packed rows [T, B, row]}, episodes that ended in it [E, 2])."""
-        steps, groups = self.config.rollout.fragment, self.env.spec.groups
-        rows = {g.name: allocate(g, self.config.dtype, steps, self.env.copies) for g in groups}
+    def collect(self, sequence: int) -> tuple[dict[str, dict[str, torch.Tensor]], torch.Tensor]:
+        """A fragment: ({interface: {"rows": [T, B, row], policy/memory: [C, B, …]}}, episodes that ended in it [E, 2])."""
+        steps = self.config.rollout.fragment
+        rows = {plan.interface.name: allocate(plan.interface, self.config.dtype, steps, self.env.copies) for plan in self.plans}
+        row_of = {group.name: rows[plan.interface.name] for plan in self.plans for group in plan.interface.groups}
+        memories: dict[str, list[torch.Tensor]] = {name: [] for name, policy in self.policies.items() if policy.memory_shape[1]}
         noise = self.draw(sequence, steps)
+        for plan in self.plans:
+            for name in plan.interface.policies:
+                self.policies[name].epsilon = plan.algorithm.exploration(plan.options, self.schedule.env_steps(sequence))
         ended: list[tuple[float, int]] = []
         agents = len(self.env.spec.agents)
         for t in range(steps):
@@ -107,34 +118,62 @@ class RolloutWorker:
             observation, mask, active = self.seen
             actions = {}
             with self.clock.computing("inference"):
-                for name, row in rows.items():
-                    row["observation"][t] = observation[name]
-                    row["active"][t] = active[name]
+                for name, row in row_of.items():
+                    row[f"{name}/observation"][t] = observation[name]
+                    row[f"{name}/active"][t] = active[name]
                     if name in mask:
-                        row["action_mask"][t] = mask[name]
-                    row["action"][t], row["log_prob"][t] = self.act(name, row["observation"][t], mask.get(name), noise[name][:, t])
-                    actions[name] = to_env(self.env.spec.group(name).action_space, row["action"][t])
+                        row[f"{name}/action_mask"][t] = mask[name]
+                for row in rows.values():
+                    row["first"][t] = self.first
+                for name in memories:
+                    if t % self.chunk(name) == 0:
+                        memories[name].append(self.memory[name].clone())
+                for name, policy in self.policies.items():
+                    acted, log_probs = self.act(name, policy, {group.name: noise[group.name][:, t] for group in policy.groups})
+                    for group in policy.groups:
+                        row = row_of[group.name]
+                        row[f"{group.name}/action"][t], row[f"{group.name}/log_prob"][t] = acted[group.name], log_probs[group.name]
+                        actions[group.name] = to_env(group.action_space, acted[group.name])
             with self.clock.computing("environment"):
+                self.note_state(rows, t, "state")
                 after = self.env.step(actions)
+                self.note_state(rows, t, "next_state")
                 over = np.flatnonzero(after.over).tolist()
                 self.lengths += 1
-            for name, row in rows.items():
-                row["next_observation"][t] = after.seen.observation[name]
-                row["reward"][t], row["terminated"][t], row["truncated"][t] = (
-                    after.reward[name], after.terminated[name], after.truncated[name],
-                )  # fmt: skip
+            for name, row in row_of.items():
+                row[f"{name}/next_observation"][t] = after.seen.observation[name]
+                row[f"{name}/next_active"][t] = after.seen.active[name]
+                if name in mask:
+                    row[f"{name}/next_action_mask"][t] = after.seen.action_mask[name]
+                row[f"{name}/reward"][t] = after.reward[name]
+                row[f"{name}/terminated"][t], row[f"{name}/truncated"][t] = after.terminated[name], after.truncated[name]
                 self.returns += after.reward[name].sum(1) / agents
-            self.seen = after.seen
+            self.seen, self.first = after.seen, after.over
             if len(over):
                 for b in over:
                     ended.append((self.returns[b], self.lengths[b]))
                     self.returns[b], self.lengths[b] = 0, 0
                     self.episode[b] += 1
+                    for memory in self.memory.values():
+                        memory[b] = 0
                 with self.clock.computing("environment"):
                     self.env.reset(over, [self.episode_seed(b) for b in over])
                     self.seen = self.env.observe()
-        packed = {name: pack(row) for name, row in rows.items()}
+        packed = {name: {"rows": pack(row)} for name, row in rows.items()}
+        for plan in self.plans:
+            own = {name: torch.stack(memories[name]) for name in plan.interface.policies if name in memories}
+            packed[plan.interface.name] |= {f"{name}/{MEMORY}": x for name, x in own.items()}
         return packed, torch.tensor(ended, dtype=torch.float64).reshape(-1, 2)
+
+    def note_state(self, rows: dict[str, np.ndarray], t: int, field: str) -> None:
+        if self.wants_state:
+            state = self.env.state().reshape(self.env.copies, -1)
+            for plan in self.plans:
+                if plan.interface.critic_sees == "state":
+                    rows[plan.interface.name][field][t] = state
+
+    def chunk(self, policy: str) -> int:
+        return next(plan.options.chunk for plan in self.plans if policy in plan.interface.policies)
 
     def draw(self, sequence: int, steps: int) -> dict[str, np.ndarray]:
         """Noise [B, T, N, A] of each group for one fragment."""
@@ -145,20 +184,23 @@ class RolloutWorker:
         }
 
     @torch.no_grad()
-    def act(self, name: str, observation: np.ndarray, mask: np.ndarray | None, noise: np.ndarray) -> tuple[Any, Any]:
-        """(actions [B, N, …], their log-probabilities [B, N]) of one group."""
-        actor = self.actors[name]
-        parameters = actor(torch.from_numpy(observation), None if mask is None else torch.from_numpy(mask))
-        action = actor.sample(parameters, torch.from_numpy(noise).to(self.dtype))
-        return action.numpy(), actor.log_prob(parameters, action).numpy()
+    def act(
+        self, name: str, policy: PolicyNetwork, noise: dict[str, np.ndarray]
+    ) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
+        """(actions [B, N, …], their log-probabilities [B, N]) of a policy's groups."""
+        drawn = {group: torch.from_numpy(x).to(dtype_of(policy)) for group, x in noise.items()}
+        actions, log_probs, self.memory[name] = policy.act(inputs_of(policy, self.seen), self.memory[name], drawn)
+        return {group: x.numpy() for group, x in actions.items()}, {group: x.numpy() for group, x in log_probs.items()}
 
     def evaluate(self, version: int, episodes: int) -> None:
         """Play this worker's share of an evaluation's episodes and report them. Touches nothing that training draws from."""
         mine = [e for e in range(episodes) if e % self.workers == self.worker]
+        for policy in self.policies.values():
+            policy.epsilon = 0.0
         with self.clock.computing("evaluation"):
             results = play(
                 self.evaluation_env,
-                self.actors,
+                list(self.policies.values()),
                 mine,
                 seed=self.config.seed,
                 greedy=self.config.evaluate.greedy,

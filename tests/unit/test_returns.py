@@ -13,6 +13,8 @@ def brute_force(rewards, values, next_values, terminated, done, gamma, lam):
     for t, b, n in np.ndindex(rewards.shape):
         for later in range(t, len(rewards)):
             bootstrap = 0.0 if terminated[later, b, n] else next_values[later, b, n]
+            if not done[later, b, n] and later + 1 < len(rewards):
+                bootstrap = values[later + 1, b, n]
             delta = rewards[later, b, n] + gamma * bootstrap - values[later, b, n]
             advantages[t, b, n] += (gamma * lam) ** (later - t) * delta
             if done[later, b, n]:
@@ -27,7 +29,7 @@ def test_gae_is_the_discounted_sum_of_temporal_differences(gamma, lam):
     terminated = random.random((12, 4, 3)) < 0.15
     done = terminated | (random.random((12, 4, 3)) < 0.15)
     expected = brute_force(rewards, values, next_values, terminated, done, gamma, lam)
-    result = gae(*(torch.from_numpy(x) for x in (rewards, values, next_values, terminated, done)), gamma=gamma, lam=lam)
+    result = gae(*(torch.from_numpy(x) for x in (rewards, values, next_values, terminated, done)), gamma=gamma, lam=lam)[0]
     np.testing.assert_allclose(result.numpy(), expected, rtol=0, atol=1e-12)
 
 
@@ -37,13 +39,13 @@ def column(*numbers):
 
 def test_truncated_step_bootstraps_and_terminated_step_does_not():
     reward, value, following, yes, no = column(1.0), column(3.0), column(10.0), column(1.0) > 0, column(0.0) > 0
-    assert gae(reward, value, following, no, yes, gamma=0.5, lam=0.9).item() == 1 + 0.5 * 10 - 3
-    assert gae(reward, value, following, yes, yes, gamma=0.5, lam=0.9).item() == 1 - 3
+    assert gae(reward, value, following, no, yes, gamma=0.5, lam=0.9)[0].item() == 1 + 0.5 * 10 - 3
+    assert gae(reward, value, following, yes, yes, gamma=0.5, lam=0.9)[0].item() == 1 - 3
 
 
 def test_last_step_of_a_fragment_bootstraps():
     no = column(0.0) > 0
-    assert gae(column(1.0), column(3.0), column(10.0), no, no, gamma=0.5, lam=0.9).item() == 3.0
+    assert gae(column(1.0), column(3.0), column(10.0), no, no, gamma=0.5, lam=0.9)[0].item() == 3.0
 
 
 @pytest.mark.parametrize("terminates", [True, False])
@@ -53,7 +55,7 @@ def test_nothing_leaks_across_a_reset_inside_a_fragment(terminates):
     result = gae(
         column(1.0, 2.0, 1e6, 1e6), column(4.0, 8.0, 1e6, -1e6), column(8.0, 16.0, -1e6, 1e6), done & terminates, done,
         gamma=0.5, lam=0.5,
-    )  # fmt: skip
+    )[0]  # fmt: skip
     last = 2 - 8 + (0 if terminates else 0.5 * 16)
     first = (1 + 0.5 * 8 - 4) + 0.25 * last
     assert result.flatten()[:2].tolist() == [first, last]

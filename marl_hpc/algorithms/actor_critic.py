@@ -1,0 +1,218 @@
+"""What on-policy algorithms share: policies and critics of an interface, advantages of a batch, and global minibatches of it.
+
+Advantages, log-probabilities and losses run over the agents of all groups side by side, [T, B, N]; for a team that is one policy N is
+1: one advantage, and the log-probability of the joint action.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from marl_hpc.actors import build_policies
+from marl_hpc.algorithms import Batch, NetworkConfig, check_network, network_options
+from marl_hpc.config import ConfigError
+from marl_hpc.critics import Critic
+from marl_hpc.keyed_random import INITIALIZATION, MINIBATCH, generator, integer
+from marl_hpc.networks import FlatParameters
+from marl_hpc.returns import ValueNormalizer, gae
+from marl_hpc.types import Exchange, InterfaceSpec
+
+
+@dataclass(frozen=True, kw_only=True)
+class ActorCriticConfig(NetworkConfig):
+    gamma: float = 0.99
+    gae_lambda: float = 0.95
+    max_weight: float = 2.0  # truncates importance weights of samples that an older version collected
+    entropy: float = 0.01
+    value_weight: float = 0.5
+    lr: float = 7e-4
+    adam_eps: float = 1e-5
+    max_grad_norm: float = 10.0
+    normalize_advantages: bool = True
+    normalize_values: bool = True
+    critic: str = "separate"  # paradigm=ctde: separate (one a group, over the state and own observations) | shared (over the state)
+
+
+class ActorCritic:
+    """An on-policy algorithm's common part; `loss` is the algorithm's own."""
+
+    sums: tuple[str, ...]
+    epochs, parts = 1, 1
+
+    def __init__(
+        self, config: Any, interface: InterfaceSpec, exchange: Exchange, *, device: Any, dtype: torch.dtype, seed: int
+    ) -> None:
+        self.config, self.interface, self.exchange = config, interface, exchange
+        self.names = [group.name for group in interface.groups]
+        seeds = (integer(seed, INITIALIZATION, i) for i in range(1 << 30))
+        network = self.network(config, interface)
+        self.policies = build_policies(interface.policies, network, seeds)
+        self.critic = Critic(interface, network, seeds, config.critic == "shared")
+        modules = [*self.policies.values(), self.critic]
+        self.parameters = FlatParameters(modules, device=device, dtype=dtype, slots=len(self.sums))
+        self.values = ValueNormalizer()
+        self.critic_memory: Tensor | None = None  # [B, N, H] after the last batch: its copies go on in the next
+
+    @classmethod
+    def network(cls, config: Any, interface: InterfaceSpec) -> dict[str, Any]:
+        return network_options(config, interface)
+
+    @staticmethod
+    def exploration(config: Any, env_steps: int) -> float:
+        return 0.0
+
+    @classmethod
+    def check(cls, config: Any, interface: InterfaceSpec, fragment: int) -> None:
+        check_network(config, interface, fragment)
+        for key in ("lr", "max_weight", "max_grad_norm"):
+            if not getattr(config, key) > 0:
+                raise ConfigError(f"algorithm.{key}={getattr(config, key)} must be greater than 0")
+        if config.critic not in ("separate", "shared"):
+            raise ConfigError(f"algorithm.critic={config.critic!r} is not a choice; separate or shared")
+        if config.critic == "shared" and interface.critic_sees != "state":
+            raise ConfigError(f"algorithm.critic=shared needs paradigm=ctde; got paradigm={interface.paradigm}")
+
+    def minibatches(self, batch: Batch, columns: Tensor, total: int, seed: int, env_steps: int) -> Iterator[Batch]:
+        """See `Algorithm.minibatches`. A sample is one chunk of steps (one step, where there is no memory) of one copy with all
+        agents; fields of a minibatch are [L, S, …] for S chunks of L steps."""
+        samples = self.samples(self.with_advantages(batch))
+        copies = batch["first"].shape[1]
+        chunks = samples["first"].shape[1] // copies
+        place = np.full(chunks * total, -1)  # global sample -> this replica's, or -1
+        place.reshape(chunks, total)[:, columns.cpu().numpy()] = np.arange(chunks * copies).reshape(chunks, copies)
+        for epoch in range(self.epochs):
+            order = place[generator(seed, MINIBATCH, epoch).permutation(len(place))]
+            for part in np.array_split(order, self.parts):
+                rows = torch.from_numpy(part[part >= 0]).to(samples["first"].device)
+                yield {name: x[rows] if name.endswith("/memory") else x[:, rows] for name, x in samples.items()}
+
+    def samples(self, batch: Batch) -> Batch:
+        """A batch [T, B, …] cut into chunks: [L, C·B, …], and memories [C·B, …] as of their starts."""
+        length = self.config.chunk if self.config.gru else 1
+
+        def cut(x: Tensor) -> Tensor:
+            return x.reshape(-1, length, *x.shape[1:]).movedim(1, 0).flatten(1, 2)
+
+        return {name: x.flatten(0, 1) if name.endswith("/memory") else cut(x) for name, x in batch.items()}
+
+    def with_advantages(self, batch: Batch) -> Batch:
+        """Add advantages, value targets and the log-probabilities that learning starts from; statistics run over all replicas."""
+        joint = self.interface.joint_policy
+        acting, after = self.together(batch, "active"), self.together(batch, "next_active")
+        reward, terminated = self.together(batch, "reward"), self.together(batch, "terminated")
+        truncated = self.together(batch, "truncated")
+        continues = after[-1]
+        if joint:  # the team acts when a member does, and ends when none goes on
+            over = (terminated | truncated).any(-1, True) & ~after.any(-1, True)
+            terminated = over & terminated.any(-1, True)
+            acting, reward, truncated, continues = (
+                acting.any(-1, True), reward[..., :1], over & ~terminated, continues.any(-1, True),
+            )  # fmt: skip
+        done = terminated | truncated
+        with torch.no_grad():
+            critic, memory, starts = self.evaluate(batch)
+            values = self.values.denormalize(critic)
+            ends = done.any(-1)
+            ends[-1] = True
+            next_values = torch.zeros_like(values)
+            ended = {name: x[ends] for name, x in batch.items() if not name.endswith("/memory")}
+            next_values[ends] = self.values.denormalize(self.critic.after(ended, memory[ends]))
+            advantages, known = gae(
+                reward, values, next_values, terminated, done, gamma=self.config.gamma, lam=self.config.gae_lambda, active=acting,
+                continues=continues,
+            )  # fmt: skip
+            targets = advantages + values
+            moments = torch.stack([_moments(targets, known), _moments(advantages, known)])
+            self.exchange.sum_(moments)
+            if self.config.normalize_values:
+                self.values.update(moments[0].cpu())
+            if self.config.normalize_advantages:
+                count, total, squares = moments[1]
+                count = count.clamp_min(1)
+                mean = total / count
+                std = (squares / count - mean * mean).clamp_min(0).sqrt()
+                advantages = (advantages - mean.to(advantages)) / (std.to(advantages) + 1e-8)
+            extended = {
+                **batch,
+                **starts,
+                "reward": reward,
+                "log_prob": self.joined(batch, self.together(batch, "log_prob")),
+                "known": known,
+                "advantage": advantages,
+                "target": self.values.normalize(targets),
+                "old_value": critic,  # as the critic said it: clipping is about its output, whatever the statistics are now
+            }
+            # the policy that learning starts from; with lag it isn't the one that acted any more
+            extended["proximal_log_prob"] = self.act(self.at_start(extended))[0]
+            return extended
+
+    def evaluate(self, batch: Batch) -> tuple[Tensor, Tensor, Batch]:
+        """(critic outputs [T, B, N], its memory after each step, its memory at each chunk's start), going on from the last batch."""
+        before = self.critic_memory
+        outputs, memory = self.critic.unroll(batch, before)
+        if not self.critic.units:
+            return outputs, memory, {}
+        before = torch.zeros_like(memory[0]) if before is None else before
+        self.critic_memory = memory[-1].clone()
+        starts = torch.cat([before[None], memory[:-1]])[:: self.config.chunk]
+        return outputs, memory, {"critic/memory": starts}
+
+    def act(self, batch: Batch) -> tuple[Tensor, Tensor]:
+        """(log-probabilities, entropies) [L, S, N] of the actions in a batch, under the policies as they are now."""
+        log_probs, entropies = [], []
+        for name, policy in self.policies.items():
+            inputs = {group.name: fields(batch, group.name) for group in policy.groups}
+            parameters = policy.parameters_of(inputs, memory_of(batch, name), batch["first"])
+            for group in policy.groups:
+                distribution = policy.distributions[group.name]
+                log_probs.append(distribution.log_prob(parameters[group.name], batch[f"{group.name}/action"]))
+                entropies.append(distribution.entropy(parameters[group.name]))
+        return self.joined(batch, torch.cat(log_probs, -1)), self.joined(batch, torch.cat(entropies, -1))
+
+    def value(self, minibatch: Batch) -> Tensor:
+        """Critic outputs [L, S, N], in normalized units."""
+        return self.critic.unroll(minibatch, minibatch.get("critic/memory"))[0]
+
+    def joined(self, batch: Batch, x: Tensor) -> Tensor:
+        """For a joint policy, the sum over the members that act."""
+        return (x * self.together(batch, "active")).sum(-1, True) if self.interface.joint_policy else x
+
+    def together(self, batch: Batch, field: str) -> Tensor:
+        """A field of all groups' agents side by side."""
+        return torch.cat([batch[f"{name}/{field}"] for name in self.names], -1)
+
+    def at_start(self, batch: Batch) -> Batch:
+        """A batch [T, B] as one long chunk: memories as of its first step only."""
+        return {name: x[0] if name.endswith("/memory") else x for name, x in batch.items()}
+
+    def stepped(self, updates: int) -> None:
+        pass
+
+    def state(self) -> dict[str, Tensor]:
+        return {"value_moments": self.values.moments}
+
+    def load_state(self, state: dict[str, Tensor]) -> None:
+        self.values.moments = state["value_moments"].clone()
+
+
+def fields(batch: Batch, group: str) -> Batch:
+    """One group's fields, by their own names."""
+    prefix = f"{group}/"
+    return {name.removeprefix(prefix): x for name, x in batch.items() if name.startswith(prefix)}
+
+
+def memory_of(batch: Batch, policy: str) -> Tensor:
+    """A policy's memory, empty where it has none."""
+    return batch.get(f"{policy}/memory", batch["first"].new_zeros(0, dtype=torch.float32))
+
+
+def _moments(x: Tensor, known: Tensor) -> Tensor:
+    """(count, sum, sum of squares) over known entries, in float64 so that the order of summation hardly matters."""
+    x, weight = x.double(), known.double()
+    return torch.stack([weight.sum(), (x * weight).sum(), (x * x * weight).sum()])
