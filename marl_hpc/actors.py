@@ -59,7 +59,9 @@ class Actor(_Policy):
         super().__init__((group,), network)
         self.group = group
         gain = 1.0 if self.head == "values" else 0.01
-        self.network = AgentNetwork(group, self.distributions[group.name].outputs, network, gain, seed)
+        self.dueling = bool(network.get("dueling", False)) and self.head == "values"
+        outputs = self.distributions[group.name].outputs + (1 if self.dueling else 0)
+        self.network = AgentNetwork(group, outputs, network, gain, seed)
         self.memory_shape = (len(group.agents), self.network.units)
 
     def act(
@@ -70,19 +72,31 @@ class Actor(_Policy):
         outputs, after = self.network.step(fields["observation"], memory)
         if self.network.units:
             after = torch.where(fields["active"].unsqueeze(-1), after, memory)
-        parameters = self.settle(self.group, outputs, fields.get("action_mask"))
+        parameters = self.settle(self.group, self.duel(outputs), fields.get("action_mask"))
         distribution = self.distributions[name]
         action = distribution.mode(parameters) if noise is None else distribution.sample(parameters, noise[name])
         return {name: action}, {name: distribution.log_prob(parameters, action)}, after
 
-    def outputs(self, inputs: Inputs, memory: Tensor, first: Tensor) -> Tensor:
-        """What the network says [T, B, N, A] over a sequence: Q-values where the head is `values`."""
-        fields = inputs[self.group.name]
-        return self.network.unroll(fields["observation"], memory, first, fields["active"])[0]
+    def unroll(self, fields: Mapping[str, Tensor], memory: Tensor, first: Tensor) -> tuple[Tensor, Tensor]:
+        """What the network says [T, B, N, A] over a sequence of the group's fields, Q-values where the head is `values`; and the memory
+        after each step [T, B, N, H]."""
+        outputs, after = self.network.unroll(fields["observation"], memory, first, fields["active"])
+        return self.duel(outputs), after
+
+    def values_of(self, observation: Tensor, memory: Tensor) -> Tensor:
+        """What the network says [..., N, A] of single observations, from the memory [..., N, H] before them."""
+        return self.duel(self.network.step(observation, memory)[0])
+
+    def duel(self, outputs: Tensor) -> Tensor:
+        """Wang et al. 2016, eq. 9: a value and the choices' advantages to Q-values."""
+        if not self.dueling:
+            return outputs
+        advantage = outputs[..., 1:]
+        return outputs[..., :1] + advantage - advantage.mean(-1, keepdim=True)
 
     def parameters_of(self, inputs: Inputs, memory: Tensor, first: Tensor) -> dict[str, Tensor]:
         """Distribution parameters [T, B, N, P] over a sequence, by group."""
-        outputs = self.outputs(inputs, memory, first)
+        outputs = self.unroll(inputs[self.group.name], memory, first)[0]
         return {self.group.name: self.settle(self.group, outputs, inputs[self.group.name].get("action_mask"))}
 
 

@@ -72,6 +72,7 @@ def plan(config: Config, spec: EnvSpec) -> list[Plan]:
             team_reward=section.get("team_reward", config.team_reward) if paradigm.teams else "individual",
             critic_sees=paradigm.critic_sees,
             joint_policy=paradigm.policy_sees == "joint",
+            turns=len(spec.agents) if spec.turn_based else 1,
             state_size=math.prod(spec.state_shape) if paradigm.critic_sees == "state" else 0,
         )
         if interface.team_reward not in ("mean", "sum", "individual"):

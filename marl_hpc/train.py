@@ -39,6 +39,7 @@ from marl_hpc.roles.recorder import SCALE, Recorder
 from marl_hpc.roles.rollout import RolloutWorker
 from marl_hpc.roles.schedule import Schedule
 from marl_hpc.storage.checkpoint import Manifest
+from marl_hpc.storage.replay import table_for
 from marl_hpc.types import EnvBatch, EnvSpec
 
 DONE, STOPPED = 0, 75
@@ -161,7 +162,19 @@ class Rank:
     def build_dataset(self, index: int) -> DatasetShard:
         workers = tuple(w for w in range(self.counts["rollout"]) if w % self.counts["dataset"] == index)
         consumers = sum(len(hosts) for hosts in self.interfaces.values())
-        return DatasetShard(index, workers, consumers, self.config.rollout.max_lag + 1, self.schedule.start)
+        found = {
+            plan.interface.name: table_for(
+                plan.algorithm.replay(plan.options, plan.interface), len(workers) / self.counts["rollout"]
+            )
+            for plan in self.plans
+        }
+        tables = {name: table for name, table in found.items() if table is not None}
+        shard = DatasetShard(
+            index, workers, consumers, self.config.rollout.max_lag + 1, self.schedule.start, tables, self.config.seed
+        )
+        if self.resumed and not shard.load(self.resumed[0]):
+            print(f"dataset/{index}: the checkpoint has no replay for it (another number of shards?); it fills up anew", flush=True)
+        return shard
 
     def build_learner(self, index: int, parameters: list[Peer], dataset: list[Peer]) -> Learner:
         config, world, clock = self.config, self.world, self.clock

@@ -116,6 +116,7 @@ class InterfaceSpec:
     team_reward: str = "individual"  # mean | sum over the interface's agents | individual: what is optimized
     critic_sees: str = "own"  # own | state | joint
     joint_policy: bool = False  # the agents are one policy
+    turns: int = 1  # steps from one turn of an agent to its next, about: 1 where all act at once
     state_size: int = 0
 
     @property
@@ -126,6 +127,24 @@ class InterfaceSpec:
     def policies(self) -> dict[str, tuple[GroupSpec, ...]]:
         """The groups that each policy plays."""
         return {self.name: self.groups} if self.joint_policy else {group.name: (group,) for group in self.groups}
+
+
+@dataclass(frozen=True, kw_only=True)
+class ReplayConfig:
+    """What an algorithm wants of its table."""
+
+    capacity: int  # environment steps, over all shards
+    batch: int  # items of one gradient step, over all shards and replicas
+    length: int  # L
+    stride: int = 1  # items start at multiples of this: where memories of policies are known
+    samples_per_insert: float = 1.0  # how many times a step is drawn, on average; decides the gradient steps of an iteration
+    starts: int = 0  # environment steps to be there before anything is drawn
+    priority_exponent: float = 0.0  # 0: uniform
+    importance_exponent: float = 0.0
+
+    def updates(self, steps: int) -> int:
+        """Gradient steps for an iteration of so many environment steps."""
+        return max(1, round(self.samples_per_insert * steps / (self.batch * self.length)))
 
 
 class Seen(NamedTuple):

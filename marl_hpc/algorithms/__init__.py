@@ -19,11 +19,14 @@ from omegaconf.errors import OmegaConfBaseException
 from marl_hpc.actors import PolicyNetwork
 from marl_hpc.config import ConfigError
 from marl_hpc.networks import ACTIVATIONS, FlatParameters
-from marl_hpc.types import Exchange, InterfaceSpec
+from marl_hpc.types import Exchange, InterfaceSpec, ReplayConfig
 
 ALGORITHMS: dict[str, str | type] = {
     "ppo": "marl_hpc.algorithms.ppo:PPO",
     "a2c": "marl_hpc.algorithms.a2c:A2C",
+    "dqn": "marl_hpc.algorithms.dqn:DQN",
+    "vdn": "marl_hpc.algorithms.vdn:VDN",
+    "qmix": "marl_hpc.algorithms.qmix:QMIX",
 }
 
 Batch = dict[str, torch.Tensor]
@@ -39,6 +42,8 @@ class Algorithm(Protocol):
     Config: ClassVar[type]
     policies: dict[str, PolicyNetwork]  # as `interface.policies` names them
     parameters: FlatParameters  # the policies first, in their order, so that they are the buffer's beginning
+    config: Any
+    priorities: torch.Tensor | None  # [U, S] of the sequences of the last batch, where they are drawn by priority
     sums: tuple[str, ...]  # what `loss` sums beside the gradient; one of them is `count`, the samples summed over
 
     def __init__(
@@ -59,6 +64,12 @@ class Algorithm(Protocol):
     @staticmethod
     def exploration(config: Any, env_steps: int) -> float:
         """The probability with which policies act uniformly at random, when so many environment steps have been learned from."""
+        ...
+
+    @staticmethod
+    def replay(config: Any, interface: InterfaceSpec) -> ReplayConfig | None:
+        """The description of its table, None for algorithms that learn from each fragment once. Batches from a
+        table have fields [L, U, S, N, …]: U minibatches of S sequences of L steps; and "weight" and memories [1, U, S, …]."""
         ...
 
     def minibatches(self, batch: Batch, columns: torch.Tensor, total: int, seed: int, env_steps: int) -> Iterator[Batch]:

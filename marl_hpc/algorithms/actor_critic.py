@@ -44,6 +44,7 @@ class ActorCritic:
 
     sums: tuple[str, ...]
     epochs, parts = 1, 1
+    priorities = None
 
     def __init__(
         self, config: Any, interface: InterfaceSpec, exchange: Exchange, *, device: Any, dtype: torch.dtype, seed: int
@@ -66,6 +67,10 @@ class ActorCritic:
     @staticmethod
     def exploration(config: Any, env_steps: int) -> float:
         return 0.0
+
+    @staticmethod
+    def replay(config: Any, interface: InterfaceSpec) -> None:
+        return None
 
     @classmethod
     def check(cls, config: Any, interface: InterfaceSpec, fragment: int) -> None:

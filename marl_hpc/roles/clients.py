@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
@@ -13,6 +14,7 @@ from torch import Tensor
 from marl_hpc.comm.peers import Peer, Pending
 from marl_hpc.metrics import Clock
 from marl_hpc.roles.parameter import slices
+from marl_hpc.types import ReplayConfig
 
 
 class Stopping(Exception):
@@ -149,6 +151,42 @@ class DatasetClient(_Client):
             episodes=torch.cat([piece[2] for piece in ordered]),
             versions=[piece[3] for piece in ordered],
         )
+
+    def draw(self, iteration: int, interface: str, config: ReplayConfig, steps: int, part: int, parts: int) -> dict[str, Tensor]:
+        """This replica's part of an iteration's draw from all shards' replay tables: rows [L, U, S, row] and what goes with them;
+        {} as long as there is too little. `steps` are the environment steps of an iteration."""
+        updates = config.updates(steps)
+        bounds = [i * config.batch // len(self.peers) for i in range(len(self.peers) + 1)]
+        sizes = [b - a for a, b in pairwise(bounds)]
+        calls = [
+            (peer, peer.call("draw", iteration, interface, updates, size)) for peer, size in zip(self.peers, sizes, strict=True)
+        ]
+        pieces = [self._wait(call, "dataset shards", lambda peer=peer: self._starved(peer))["items"] for peer, call in calls]
+        if not all(pieces):
+            return {}
+        pieces = [{**piece, "shard": torch.full_like(piece["place"], i)} for i, piece in enumerate(pieces)]
+        whole = {name: torch.cat([piece[name] for piece in pieces], 2) for name in pieces[0]}
+        return {name: x[:, :, part * config.batch // parts : (part + 1) * config.batch // parts] for name, x in whole.items()}
+
+    def set_priorities(self, interface: str, shards: Tensor, places: Tensor, priorities: Tensor) -> None:
+        """New priorities of items that were drawn; `shards`, `places` and `priorities` are alike in shape."""
+        calls = []
+        for i, peer in enumerate(self.peers):
+            own = shards == i
+            if own.any():
+                calls.append(peer.call("set_priorities", interface, places[own], priorities[own].cpu()))
+        for call in calls:
+            self._wait(call, "dataset shards")
+
+    def save(self, folder: Path, deadline_s: float) -> dict[str, str]:
+        """Each shard writes its replay tables; returns {file name: checksum}. Raises TimeoutError after `deadline_s`."""
+        calls = [(peer, peer.call("save", str(folder))) for peer in self.peers]
+
+        def describe(peer: Peer) -> str:
+            return f"{peer.name} hasn't written to {folder} in {deadline_s:.0f} s; is the file system slow? raise timeouts.checkpoint_s"
+
+        written = [self._wait(call, "dataset shards", lambda peer=peer: describe(peer), deadline_s) for peer, call in calls]
+        return dict(pair for pair in written if pair is not None)
 
     def acknowledge(self, iteration: int, interface: str, part: int) -> None:
         for call in [peer.call("acknowledge", iteration, interface, part) for peer in self.peers]:

@@ -1,18 +1,24 @@
 """A dataset shard: fragments from its rollout workers, kept until every learner that needs them has learned from them.
 
 A fragment is known by (worker, sequence): one that comes twice is stored once. A worker that is ahead of the learners waits for
-room. What a learner samples stays until acknowledged after its update.
+room. What a learner samples stays until acknowledged after its update. Off-policy interfaces have a replay table besides: an
+iteration's fragments enter it in worker order, and draws are keyed by the iteration, so that a run stays reproducible.
 """
 
 from __future__ import annotations
 
 import time
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from marl_hpc.comm.peers import Parking
+from marl_hpc.keyed_random import REPLAY, generator
+from marl_hpc.storage.checkpoint import checksum
+from marl_hpc.storage.replay import ReplayTable
 
 
 class Fragment(NamedTuple):
@@ -22,10 +28,18 @@ class Fragment(NamedTuple):
 
 
 class DatasetShard:
-    handlers = ("next_sequence", "insert", "sample", "acknowledge", "insert_evaluation", "evaluation", "describe")
+    handlers = (
+        "next_sequence", "insert", "sample", "acknowledge", "insert_evaluation", "evaluation", "describe", "draw", "set_priorities", "save",
+    )  # fmt: skip
 
-    def __init__(self, index: int, workers: tuple[int, ...], consumers: int, capacity: int, start: int) -> None:
-        """`workers` write here; `consumers` (interface replicas) acknowledge each iteration; `capacity` is in fragments per worker."""
+    def __init__(
+        self, index: int, workers: tuple[int, ...], consumers: int, capacity: int, start: int,
+        tables: dict[str, ReplayTable] | None = None, seed: int = 0,
+    ) -> None:  # fmt: skip
+        """`workers` write here; `consumers` (interface replicas) acknowledge each iteration; `capacity` is in fragments per worker;
+        `tables` are the replay tables of the interfaces that have one."""
+        self.tables, self.seed = tables or {}, seed
+        self.drawn: dict[str, tuple[int, dict[str, Tensor]]] = {}  # interface -> iteration, what was drawn for it
         self.index, self.workers, self.consumers, self.capacity = index, workers, consumers, capacity
         self.parking = Parking()
         self.fragments: dict[tuple[int, int], Fragment] = {}
@@ -79,6 +93,50 @@ class DatasetShard:
             return answer
 
         return self.parking.answer(ready)
+
+    def draw(self, iteration: int, interface: str, updates: int, batch: int) -> Any:
+        """Items of an interface's replay table for an iteration (see `ReplayTable.draw`), after this iteration's fragments have
+        entered it; fewer than `starts` steps there: {}. Waits until all workers of this shard have delivered."""
+
+        def ready() -> dict[str, dict[str, Tensor]] | None:
+            if any((worker, iteration) not in self.fragments for worker in self.workers):
+                return None
+            table = self.tables[interface]
+            if self.drawn.get(interface, (-1, {}))[0] != iteration:  # another replica may have asked before
+                for worker in self.workers:
+                    table.insert(self.fragments[worker, iteration].rows[interface])
+                items = {}
+                if table.steps >= table.config.starts * table.share:
+                    place = sorted(self.tables).index(interface)
+                    items = table.draw(generator(self.seed, REPLAY, iteration, self.index, place), updates, batch)
+                self.drawn[interface] = (iteration, items)
+            return {"items": self.drawn[interface][1]}
+
+        return self.parking.answer(ready)
+
+    def set_priorities(self, interface: str, places: Tensor, priorities: Tensor) -> None:
+        with self.parking.lock:
+            self.tables[interface].set_priorities(places, priorities)
+
+    def save(self, folder: str) -> tuple[str, str] | None:
+        """Write the replay tables; returns (file name, checksum), or None without any."""
+        with self.parking.lock:
+            state = {f"{name}:{key}": x for name, table in self.tables.items() for key, x in table.state().items()}
+            if not state:
+                return None
+            path = Path(folder) / f"dataset-{self.index}.safetensors"
+            save_file(state, path)
+        return path.name, checksum(path)
+
+    def load(self, folder: Path) -> bool:
+        """Take up the replay tables of a checkpoint; False where it has none for this shard."""
+        path = folder / f"dataset-{self.index}.safetensors"
+        if not path.is_file():
+            return not self.tables
+        state = load_file(path)
+        for name, table in self.tables.items():
+            table.load_state({key.removeprefix(f"{name}:"): x for key, x in state.items() if key.startswith(f"{name}:")})
+        return True
 
     def acknowledge(self, iteration: int, interface: str, part: int) -> None:
         """This consumer has learned from the iteration; once all have, its fragments go and writers get room."""

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from safetensors.torch import load_file, save_file
+from torch import Tensor
 
 from marl_hpc.agents import AgentInterface
 from marl_hpc.config import Config
@@ -63,22 +64,31 @@ class Learner:
         if k >= self.schedule.iterations:
             return False
         try:
+            # every interface's fragments: those with a replay table learn from a draw, but what was collected is what metrics tell of
             batches = [self.dataset.sample(k, agent.interface.name, part, parts) for agent, part, parts in self.replicas]
+            draws = [self.draw(k, replica) for replica in self.replicas]
         except Stopping:
-            batches = None
+            batches, draws = None, []
         if self.ends(k, batches):
             return False
         metrics: dict[str, float] = {}
-        for (agent, part, _), batch in zip(self.replicas, batches or (), strict=True):
+        for (agent, part, _), batch, drawn in zip(self.replicas, batches or (), draws, strict=True):
             with self.clock.computing("learn"):
-                learned = agent.learn(
-                    unpack(batch.parts, agent.interface, self.config.dtype),
-                    batch.columns,
-                    total=self.schedule.steps // self.config.rollout.fragment,
-                    seed=integer(self.config.seed, MINIBATCH, k),
-                    env_steps=self.schedule.env_steps(k),
-                    alive=self.world.stamp,
+                learned = (
+                    {}
+                    if drawn == {}
+                    else agent.learn(
+                        unpack(batch.parts if drawn is None else drawn, agent.interface, self.config.dtype),
+                        batch.columns,
+                        total=self.schedule.steps // self.config.rollout.fragment,
+                        seed=integer(self.config.seed, MINIBATCH, k),
+                        env_steps=self.schedule.env_steps(k),
+                        alive=self.world.stamp,
+                    )
                 )
+            if drawn and agent.algorithm.priorities is not None:
+                priorities = agent.algorithm.priorities
+                self.dataset.set_priorities(agent.interface.name, drawn["shard"][0], drawn["place"][0], priorities)
             if part == 0:
                 metrics |= learned if self.single else _prefixed(learned, agent.interface.name)
         self.iteration = k + 1
@@ -90,6 +100,14 @@ class Learner:
             self.save()
         self.world.stamp()
         return True
+
+    def draw(self, k: int, replica: Replica) -> dict[str, Tensor] | None:
+        """From the interface's replay table; {} while it has too little, None where there is no table."""
+        agent, part, parts = replica
+        table = agent.algorithm.replay(agent.algorithm.config, agent.interface)
+        if table is None:
+            return None
+        return self.dataset.draw(k, agent.interface.name, table, self.schedule.steps, part, parts)
 
     def ends(self, k: int, batches: list[Batch] | None) -> bool:
         """Whether this iteration isn't learned any more. All learners decide alike, and only once all have their batch: so nobody
@@ -157,6 +175,7 @@ class Learner:
                 files |= written
             if self.recorder is not None:
                 files |= self.parameters.save(folder, self.iteration, deadline_s)
+                files |= self.dataset.save(folder, deadline_s)
                 self.recorder.complete_checkpoint(folder, self.iteration, files)
             self.saved = self.iteration
 
