@@ -59,8 +59,6 @@ class AgentInterface(ABC):
         `alive` is called after every gradient step: a large network may need longer for a batch than a hung process gets.
         """
         batch = {name: x.to(self.device).contiguous() for name, x in batch.items()}
-        if bad := describe_non_finite(batch):
-            raise FloatingPointError(f"{bad} of {self.interface.name!r} at gradient step {self.updates}; look at the environment")
         history = []
         for minibatch in self.algorithm.minibatches(self.rewarded(batch), columns, total, seed, env_steps):
             history.append(self.gradient_step(minibatch))
@@ -81,7 +79,7 @@ class AgentInterface(ABC):
         if not torch.isfinite(norm):
             raise FloatingPointError(
                 f"gradient of {self.interface.name!r} is {float(norm)} at gradient step {self.updates}: "
-                f"{describe_non_finite(minibatch) or 'its batch is finite'}; lower algorithm.lr or algorithm.max_grad_norm"
+                "its batch was finite; lower algorithm.lr or algorithm.max_grad_norm"
             )
         gradient *= (self.max_grad_norm / (norm + 1e-6)).clamp_max(1)
         self.optimizer.step()
@@ -102,6 +100,10 @@ class AgentInterface(ABC):
         updates = torch.tensor(self.updates)
         return {**record, "values": self.parameters.values.detach().cpu(), "updates": updates}
 
+    def state_copy(self) -> dict[str, Tensor]:
+        """`state` as it is now, whatever happens later."""
+        return {name: x.clone() for name, x in self.state().items()}
+
     def load_state(self, state: dict[str, Tensor]) -> None:
         if state["values"].shape != self.parameters.values.shape:
             raise ValueError(
@@ -118,7 +120,15 @@ class AgentInterface(ABC):
         export_policy(path, self.interface.policies[name], self.policy_values()[name], self.network, version)
 
 
-def describe_non_finite(batch: dict[str, Tensor]) -> str:
-    """Which fields of a batch hold NaN or infinity, or nothing."""
-    bad = [name for name, x in batch.items() if x.is_floating_point() and not torch.isfinite(x).all()]
+def describe_non_finite(batch: dict[str, Tensor], interface: InterfaceSpec) -> str:
+    """Which fields [T, B, N, …] of a batch hold NaN or infinity, of which agents; or nothing."""
+    bad = []
+    for name, x in batch.items():
+        if x.is_floating_point() and not torch.isfinite(x).all():
+            group = next((group for group in interface.groups if name.startswith(f"{group.name}/")), None)
+            who = ""
+            if group is not None and x.dim() >= 3 and x.shape[2] == len(group.agents):
+                hit = ~torch.isfinite(x).transpose(0, 2).flatten(1).all(1)
+                who = f" of {', '.join(agent for agent, b in zip(group.agents, hit.tolist(), strict=True) if b)}"
+            bad.append(f"{name.rpartition('/')[2]}{who}")
     return f"NaN or infinity in {', '.join(bad)}" if bad else ""

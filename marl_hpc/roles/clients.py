@@ -59,6 +59,7 @@ class Batch(NamedTuple):
     columns: Tensor
     episodes: Tensor  # [E, 2]
     versions: list[int]
+    drawn: dict[str, Tensor] | None = None  # from the interface's replay table, where it has one; {} while that has too little
 
 
 class _Client:

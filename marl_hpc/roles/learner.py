@@ -14,6 +14,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from marl_hpc.agents import AgentInterface
+from marl_hpc.agents.interface import describe_non_finite
 from marl_hpc.config import Config
 from marl_hpc.keyed_random import MINIBATCH, integer
 from marl_hpc.metrics import Clock
@@ -63,59 +64,100 @@ class Learner:
         k = self.iteration
         if k >= self.schedule.iterations:
             return False
-        try:
-            # every interface's fragments: those with a replay table learn from a draw, but what was collected is what metrics tell of
-            batches = [self.dataset.sample(k, agent.interface.name, part, parts) for agent, part, parts in self.replicas]
-            draws = [self.draw(k, replica) for replica in self.replicas]
-        except Stopping:
-            batches, draws = None, []
+        batches = self.collect(k)
         if self.ends(k, batches):
             return False
+        before = [agent.state_copy() for agent, _, _ in self.replicas]
+        metrics, failed = self.learn(k, batches)
+        metrics = self.agree(k, metrics, failed, before)
+        self.iteration = k + 1
+        self.publish()
+        for agent, part, _ in self.replicas:
+            self.dataset.acknowledge(k, agent.interface.name, part)
+        if self.recorder is not None:
+            with self.clock.computing("record"):
+                self.recorder.log(self.iteration, metrics, batches[0])
+            self.recorder.collect_evaluations(self.dataset, self.iteration)
+        if self.schedule.saves_after(k):
+            self.save()
+        self.world.stamp()
+        return True
+
+    def collect(self, k: int) -> list[Batch]:
+        """Every interface's fragments of an iteration, and where it has a replay table what that gives; [] when it is time to stop."""
+        try:
+            return [
+                self.dataset.sample(k, agent.interface.name, part, parts)._replace(drawn=self.draw(k, agent, part, parts))
+                for agent, part, parts in self.replicas
+            ]
+        except Stopping:
+            return []
+
+    def learn(self, k: int, batches: list[Batch]) -> tuple[dict[str, float], str]:
+        """(metrics, what went wrong)."""
         metrics: dict[str, float] = {}
-        for (agent, part, _), batch, drawn in zip(self.replicas, batches or (), draws, strict=True):
-            with self.clock.computing("learn"):
-                learned = (
-                    {}
-                    if drawn == {}
-                    else agent.learn(
-                        unpack(batch.parts if drawn is None else drawn, agent.interface, self.config.dtype),
+        for (agent, part, _), batch in zip(self.replicas, batches, strict=True):
+            given = batch.parts if batch.drawn is None else batch.drawn
+            if not given:
+                continue
+            try:
+                with self.clock.computing("learn"):
+                    learned = agent.learn(
+                        unpack(given, agent.interface, self.config.dtype),
                         batch.columns,
                         total=self.schedule.steps // self.config.rollout.fragment,
                         seed=integer(self.config.seed, MINIBATCH, k),
                         env_steps=self.schedule.env_steps(k),
                         alive=self.world.stamp,
                     )
-                )
-            if drawn and agent.algorithm.priorities is not None:
-                priorities = agent.algorithm.priorities
-                self.dataset.set_priorities(agent.interface.name, drawn["shard"][0], drawn["place"][0], priorities)
+            except FloatingPointError as error:
+                return metrics, str(error)
+            if batch.drawn is not None and agent.algorithm.priorities is not None:
+                shards, places = batch.drawn["shard"][0], batch.drawn["place"][0]
+                self.dataset.set_priorities(agent.interface.name, shards, places, agent.algorithm.priorities)
             if part == 0:
                 metrics |= learned if self.single else _prefixed(learned, agent.interface.name)
-        self.iteration = k + 1
-        self.publish()
-        for agent, part, _ in self.replicas:
-            self.dataset.acknowledge(k, agent.interface.name, part)
-        self.record(k, metrics, (batches or [])[0])
-        if self.schedule.saves_after(k):
-            self.save()
-        self.world.stamp()
-        return True
+        return metrics, ""
 
-    def draw(self, k: int, replica: Replica) -> dict[str, Tensor] | None:
+    def agree(self, k: int, metrics: dict[str, float], failed: str, before: list[dict[str, Tensor]]) -> dict[str, float]:
+        """All learners' metrics. Where one's numbers went wrong, all go back to how this iteration began and save that; raises
+        FloatingPointError."""
+        wrong = [failed]
+        for said, other in self.world.gather(f"metrics/{k}", [failed, metrics]):
+            wrong.append(said)
+            metrics = metrics | other
+        if any(wrong):
+            for (agent, _, _), state in zip(self.replicas, before, strict=True):
+                agent.load_state(state)
+            self.give_up(next(filter(None, wrong)))
+        return metrics
+
+    def give_up(self, text: str) -> None:
+        if self.saved != self.iteration:
+            self.save()
+        self.world.gather(f"gave up/{self.iteration}", None)  # the first to raise ends the job
+        raise FloatingPointError(f"{text} (iteration {self.iteration}, a checkpoint of its start is saved)")
+
+    def draw(self, k: int, agent: AgentInterface, part: int, parts: int) -> dict[str, Tensor] | None:
         """From the interface's replay table; {} while it has too little, None where there is no table."""
-        agent, part, parts = replica
         table = agent.algorithm.replay(agent.algorithm.config, agent.interface)
         if table is None:
             return None
         return self.dataset.draw(k, agent.interface.name, table, self.schedule.steps, part, parts)
 
-    def ends(self, k: int, batches: list[Batch] | None) -> bool:
+    def ends(self, k: int, batches: list[Batch]) -> bool:
         """Whether this iteration isn't learned any more. All learners decide alike, and only once all have their batch: so nobody
-        waits inside a collective for one whose data is late."""
-        mine = {"stop": self.world.stopping or batches is None}
+        waits inside a collective for one whose data is late. Raises FloatingPointError on all when data isn't finite."""
+        bad = [
+            describe_non_finite(unpack(batch.parts, agent.interface, self.config.dtype), agent.interface)
+            for (agent, _, _), batch in zip(self.replicas, batches, strict=False)
+        ]
+        mine = {"stop": self.world.stopping or not batches, "bad": next(filter(None, bad), "")}
         if self.recorder is not None:
             mine["finish"] = self.recorder.goal_reached()
         said = self.world.gather(f"iteration/{k}", mine)
+        if wrong := next(filter(None, (vote["bad"] for vote in said)), ""):
+            self.give_up(f"the environment gave {wrong}")
         return any(vote["stop"] or vote.get("finish", False) for vote in said)
 
     def publish(self) -> None:
@@ -124,15 +166,6 @@ class Learner:
                 if part == 0:
                     for name, values in agent.policy_values().items():
                         self.parameters.publish(name, self.iteration, values)
-
-    def record(self, k: int, metrics: dict[str, float], batch: Batch) -> None:
-        """Bring all learners' metrics to the lead, which writes them."""
-        for other in self.world.gather(f"metrics/{k}", metrics):
-            metrics = metrics | other
-        if self.recorder is not None:
-            with self.clock.computing("record"):
-                self.recorder.log(self.iteration, metrics, batch)
-            self.recorder.collect_evaluations(self.dataset, self.iteration)
 
     def finish(self) -> bool:
         """Save and, unless stopped, evaluate the final version."""
