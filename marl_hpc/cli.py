@@ -20,12 +20,15 @@ USAGE = """usage: marl-hpc [train] OVERRIDES…      train; for example: marl-hp
        marl-hpc evaluate RUN [episodes=100] [greedy=false] [seed=1] [env.KEY=VALUE…]  play a run's policies, print their return
        marl-hpc report RUN             write RUN/report.html again
        marl-hpc plan OVERRIDES…        print which rank would take which role, and stop
+       marl-hpc new env|algorithm NAME write NAME.py to start from
 the same words follow `python -m marl_hpc`, under torchrun, srun, mpiexec or alone; overrides are hydra's (key=value)"""
 
 
 def main(arguments: list[str] | None = None) -> int:
     """Returns the exit status: 0 finished, 75 stopped with a checkpoint, 2 wrong configuration, 1 failed."""
     signals = receive_signals()
+    if "" not in sys.path and str(Path.cwd()) not in sys.path:
+        sys.path.insert(0, str(Path.cwd()))  # where a user's own module:function lies; `python -m` has it there, the command not
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     command = arguments.pop(0) if arguments and "=" not in arguments[0] else "train"
     from marl_hpc.config import ConfigError
@@ -47,6 +50,11 @@ def main(arguments: list[str] | None = None) -> int:
             return 0
         if command == "plan":
             print(_plan(arguments))
+            return 0
+        if command == "new":
+            from marl_hpc.new import new
+
+            print(new(arguments))
             return 0
         print(USAGE, file=sys.stderr)
         return 0 if command in ("-h", "--help", "help") else 2
