@@ -120,7 +120,7 @@ class Job:
             outcome = self.supervise(store, (network.LOOPBACK if self.one_host else addresses[0], port), key, ranks)
             self.progress.close()
             summary = self.summarize(store, outcome)
-            self.part(store)
+            self.part(store, 3.0 if "lost" in outcome else PART_S)
             return summary
         finally:
             self.zygote.close()
@@ -212,10 +212,10 @@ class Job:
             return 0
         return CODES[outcome["status"]]
 
-    def part(self, store: Store) -> None:
+    def part(self, store: Store, patience_s: float = PART_S) -> None:
         """Keep the store until the others have read how it ended."""
         others = [] if self.launch.launcher == "alone" else range(1, self.size)
-        until = time.monotonic() + PART_S
+        until = time.monotonic() + patience_s
         for rank in others:
             store.wait(f"bye/{rank}", max(0.0, until - time.monotonic()))
 

@@ -39,6 +39,8 @@ def open_run(config: Config, *, restarted: bool, resume_from: Path | None = None
     elif mode == "default":
         mode = "auto" if restarted else "never"
     source = None
+    if restarted and mode != "never" and newest(folder, fingerprint(config)) is not None:
+        mode = "auto"  # the checkpoint that the job began with isn't needed any more
     if mode not in ("auto", "never"):
         source = named_checkpoint(mode, config)
         inside = source[0].parent.parent == folder

@@ -88,7 +88,7 @@ def _in_interactive_shell(e: Mapping[str, str]) -> bool:
 
 def _srun_with_pmi(e: Mapping[str, str]) -> bool:
     """srun itself sets PMI_RANK or PMIX_RANK where the cluster's MpiDefault is pmi2 or pmix; there is no mpiexec then."""
-    if any(name.startswith("OMPI_") or name in ("MPI_LOCALNRANKS", "HYDI_CONTROL_FD") for name in e):
+    if any(name in e for name in ("OMPI_COMM_WORLD_RANK", "MPI_LOCALNRANKS", "HYDI_CONTROL_FD")):
         return False
     rank = e.get("PMI_RANK", e.get("PMIX_RANK"))
     return "SLURM_STEP_ID" in e and e.get("SLURM_PROCID") == rank

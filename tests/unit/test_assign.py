@@ -126,3 +126,13 @@ def test_table_shows_rank_role_and_host():
     assert lines[0] == ["rank", "role", "host"]
     assert lines[1] == ["0", "learner/0", "n1"]
     assert len(lines) == 5
+
+
+@pytest.mark.parametrize(("roles", "size"), [(Roles(rollout=1, dataset=2), None), (Roles(learner=28, rollout=1, dataset=2), 33)])
+def test_more_dataset_shards_than_workers_is_refused(roles, size):
+    with pytest.raises(ConfigError, match=r"roles.dataset=2 but only 1 rollout workers"):
+        count_roles(roles, size)
+
+
+def test_unset_dataset_shards_never_outnumber_the_workers():
+    assert count_roles(Roles(rollout=1, learner=29, parameter=1), 32) == counts_of(29, 1, 1, 1)

@@ -176,3 +176,9 @@ def test_wrong_algorithm_section_is_named(section, words):
     with pytest.raises(ConfigError) as caught:
         algorithms.configure(section)
     assert [word for word in words if word not in str(caught.value)] == []
+
+
+def test_faults_must_be_counted_for_longer_than_roles_may_hang():
+    with pytest.raises(ConfigError, match=r"faults.window_s=600.*set faults.window_s=3600"):
+        compose(["faults.window_s=600"])
+    assert compose(["faults.window_s=600", "timeouts.checkpoint_s=60", "timeouts.start_s=100"]).faults.window_s == 600
