@@ -17,14 +17,29 @@ from marl_hpc.envs.parallel import ParallelBatch
 from marl_hpc.envs.turns import TurnBatch
 from marl_hpc.types import EnvBatch
 
-# name -> "module:function"; imported only when asked for, since families are optional extras
-ENVS: dict[str, str | Callable[..., Any]] = {
-    f"mpe/{task}": f"marl_hpc.envs.mpe:{task}"
-    for task in (
+TASKS = {
+    "mpe": (
         "simple", "simple_adversary", "simple_crypto", "simple_push", "simple_reference", "simple_speaker_listener",
         "simple_spread", "simple_tag", "simple_world_comm", "simple_formation", "simple_line", "collect_treasure",
-    )
+    ),
+    "classic": (
+        "tictactoe", "connect_four", "leduc_holdem", "texas_holdem", "texas_holdem_no_limit", "rps", "chess", "go", "hanabi",
+    ),
+    "sisl": ("pursuit", "multiwalker"),
+    "butterfly": ("knights_archers_zombies", "cooperative_pong", "pistonball"),
+    "lbf": ("8x8-2p-2f-coop", "8x8-2p-2f", "10x10-3p-3f", "15x15-3p-4f", "15x15-4p-3f", "foraging"),
+    "rware": ("tiny-2ag", "tiny-4ag", "small-4ag", "warehouse"),
+    "magent2": ("battle", "battlefield", "combined_arms", "gather", "adversarial_pursuit", "tiger_deer"),
+    "openspiel": (
+        "kuhn_poker", "leduc_poker", "liars_dice", "tic_tac_toe", "connect_four", "goofspiel", "tiny_hanabi", "hanabi",
+        "backgammon", "game",
+    ),
+    "vmas": ("simple_spread", "balance", "transport", "navigation", "dispersion", "flocking", "wheel"),
 }  # fmt: skip
+# name -> "module:function"; imported only when asked for, since families are optional extras
+ENVS: dict[str, str | Callable[..., Any]] = {
+    f"{family}/{task}": f"marl_hpc.envs.{family}:{task}" for family, tasks in TASKS.items() for task in tasks
+}
 
 
 def resolve(name: str) -> Callable[..., Any]:
