@@ -21,12 +21,12 @@ def out_of_time(env: Any) -> bool:
 
 def warehouse(*, id: str, **options: Any) -> TeamEnv:
     """Any of rware's registered ids."""
-    return make_team("rware/warehouse", "rware", id, out_of_time, options)
+    return make_team("rware/warehouse", "rware", id, options, out_of_time)
 
 
 def _task(task: str) -> Callable[..., TeamEnv]:
     def make(**options: Any) -> TeamEnv:
-        return make_team(f"rware/{task}", "rware", f"rware-{task}-v2", out_of_time, options)
+        return make_team(f"rware/{task}", "rware", f"rware-{task}-v2", options, out_of_time)
 
     make.__name__ = make.__qualname__ = task
     make.__doc__ = f"rware's rware-{task}-v2."

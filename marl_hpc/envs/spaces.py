@@ -92,7 +92,7 @@ def encoding(space: Any, owner: str) -> Encoding:
         )
     size = int(spaces.flatdim(space))
     if isinstance(space, spaces.MultiDiscrete):
-        return Encoding((size,), False, False, lambda seen: spaces.flatten(space, np.asarray(seen)).astype(np.float32))
+        return Encoding((size,), False, False, lambda seen: np.asarray(spaces.flatten(space, np.asarray(seen)), np.float32))
     return Encoding((size,), False, False, lambda seen: np.asarray(spaces.flatten(space, seen), np.float32))
 
 

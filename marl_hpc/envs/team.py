@@ -17,11 +17,14 @@ from marl_hpc.envs.family import load
 class TeamEnv(ParallelEnv):
     """One registered environment; `out_of_time(env)` says of an end whether only the time limit made it: then it is a truncation.
 
-    The packages report their time limit as a termination, after which nothing would be worth anything.
+    The packages report their time limit as a termination, after which nothing would be worth anything. `forget(env)` is called before
+    each reset, for what the environment would otherwise carry over from the last episode.
     """
 
-    def __init__(self, env: gymnasium.Env, out_of_time: Callable[[Any], bool]) -> None:
-        self.env, self._out_of_time = env, out_of_time
+    def __init__(
+        self, env: gymnasium.Env, out_of_time: Callable[[Any], bool], forget: Callable[[Any], None] = lambda env: None
+    ) -> None:
+        self.env, self._out_of_time, self._forget = env, out_of_time, forget
         assert isinstance(env.observation_space, gymnasium.spaces.Tuple)
         assert isinstance(env.action_space, gymnasium.spaces.Tuple)
         self.possible_agents = [f"agent_{i}" for i in range(len(env.action_space))]
@@ -40,6 +43,7 @@ class TeamEnv(ParallelEnv):
         return self._spaces[agent][1]
 
     def reset(self, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[dict[str, Any], dict[str, Any]]:
+        self._forget(self.env.unwrapped)
         observations, _ = self.env.reset(seed=seed, options=options)
         self.agents = list(self.possible_agents)
         return self._each(observations), {agent: {} for agent in self.agents}
@@ -63,11 +67,18 @@ class TeamEnv(ParallelEnv):
         return dict(zip(self.possible_agents, values, strict=True))
 
 
-def make_team(name: str, package: str, id: str, out_of_time: Callable[[Any], bool], options: dict[str, Any]) -> TeamEnv:
+def make_team(
+    name: str,
+    package: str,
+    id: str,
+    options: dict[str, Any],
+    out_of_time: Callable[[Any], bool],
+    forget: Callable[[Any], None] = lambda env: None,
+) -> TeamEnv:
     """The environment registered as `id`. Raises ConfigError when the package, the id or an option doesn't exist."""
     load(name, package, name.partition("/")[0])
     try:
         env = gymnasium.make(id, disable_env_checker=True, **options)
     except (gymnasium.error.Error, TypeError) as error:
         raise ConfigError(f"env={name}: {error}") from error
-    return TeamEnv(env, out_of_time)
+    return TeamEnv(env, out_of_time, forget)

@@ -1,7 +1,8 @@
 """VMAS (Bettini et al. 2022), from the package vmas: all copies of a scenario are stepped together, as tensors.
 
 One function a scenario; options are `make_env`'s continuous_actions and multidiscrete_actions, and the scenario's own. Episodes are cut
-off after max_steps. A copy starts by its own seed; noise that a scenario draws while it runs comes from one stream for all copies.
+off after max_steps. A copy starts by its own seed; noise that a scenario draws while it runs comes from one stream for all copies,
+and vmas's collisions aren't exactly the same for a copy alone as for one among others (balance: a jump of 0.03 where others touch).
 vmas pins old packages (gym 0.26, pyglet 1.5.27), which stand beside gymnasium and numpy 2 but for a warning when gym is imported.
 """
 
