@@ -1,44 +1,26 @@
-"""Which agents share a policy: a pure function from agents and their spaces to groups."""
+"""Which agents share a policy: a pure function from agents and their spaces to groups.
+
+Agents with different spaces share one only where the user says so, by a mapping: then shorter vectors are padded with zeros and
+fewer choices with masked ones, up to the largest of the group.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
-
-import numpy as np
-from gymnasium import spaces
+from typing import Any, NamedTuple
 
 from marl_hpc.config import ConfigError
+from marl_hpc.envs.spaces import action_space, encoding
 from marl_hpc.types import ActionSpace, GroupSpec
 
 
-def action_space(space: Any, owner: str) -> ActionSpace:
-    """Describe a gymnasium action space. Raises ConfigError for kinds that no policy of ours can act in."""
-    if isinstance(space, spaces.Discrete):
-        if space.start != 0:
-            raise ConfigError(f"{owner}: Discrete(start={space.start}) action space; actions must start at 0")
-        return ActionSpace(kind="discrete", n=int(space.n))
-    if isinstance(space, spaces.Box):
-        low, high = (tuple(float(v) for v in side.ravel()) for side in (space.low, space.high))
-        return ActionSpace(kind="box", shape=tuple(space.shape), low=low, high=high)
-    if isinstance(space, spaces.MultiDiscrete):
-        if space.nvec.ndim != 1 or np.any(space.start != 0):
-            raise ConfigError(f"{owner}: action space {space}; a MultiDiscrete must have one dimension and start at 0")
-        return ActionSpace(kind="multi_discrete", nvec=tuple(int(n) for n in space.nvec))
-    raise ConfigError(
-        f"{owner}: action space {space} is none of Discrete, MultiDiscrete and Box, the kinds that policies can act in"
-    )
+class Kind(NamedTuple):
+    """What an agent observes and does."""
 
-
-def observation_shape(space: Any, owner: str) -> tuple[tuple[int, ...], bool]:
-    """(shape of the observation, whether it comes as a dict with an action mask)."""
-    if isinstance(space, spaces.Dict) and "action_mask" in space.spaces and "observation" in space.spaces:
-        return tuple(space["observation"].shape or ()), True
-    if isinstance(space, spaces.Box):
-        return tuple(space.shape), False
-    if isinstance(space, spaces.Discrete):  # given to the policy as one number per choice
-        return (int(space.n),), False
-    raise ConfigError(f"{owner}: observation space {space} is not a Box, a Discrete or a dict of observation and action_mask")
+    shape: tuple[int, ...]
+    image: bool
+    action_space: ActionSpace
+    action_mask: bool
 
 
 def group_agents(
@@ -50,19 +32,17 @@ def group_agents(
 ) -> tuple[GroupSpec, ...]:
     """Groups in the order of their first agents; `masked` names agents whose masks come in `info`.
 
-    Raises ConfigError when agents of one group have different spaces or the mapping misses an agent.
+    Raises ConfigError when agents of one group have spaces that can't be padded to the same, or the mapping misses an agent.
     """
-    seen = {}
+    kinds = {}
     for agent in agents:
-        shape, in_observation = observation_shape(observation_spaces[agent], agent)
-        seen[agent] = (shape, action_space(action_spaces[agent], agent), in_observation or agent in masked)
+        shape, image, in_observation, _ = encoding(observation_spaces[agent], agent)
+        kinds[agent] = Kind(shape, image, action_space(action_spaces[agent], agent), in_observation or agent in masked)
     if groups == "separate":
         names = {agent: agent for agent in agents}
     elif groups == "shared":
-        kinds = list(dict.fromkeys(seen.values()))
-        members = {kind: [agent for agent in agents if seen[agent] == kind] for kind in kinds}
-        label = {kind: "shared" if len(kinds) == 1 else members[kind][0] for kind in kinds}
-        names = {agent: label[seen[agent]] for agent in agents}
+        first = {kind: agent for agent, kind in reversed(kinds.items())}
+        names = {agent: "shared" if len(first) == 1 else first[kinds[agent]] for agent in agents}
     elif isinstance(groups, Mapping):
         if set(groups) != set(agents):
             missing, extra = sorted(set(agents) - set(groups)), sorted(set(groups) - set(agents))
@@ -72,10 +52,49 @@ def group_agents(
         raise ConfigError(f"groups={groups!r} is not a choice; shared, separate, or a mapping agent: group")
     result = []
     for name in dict.fromkeys(names.values()):
-        members_of = [agent for agent in agents if names[agent] == name]
-        if len({seen[agent] for agent in members_of}) > 1:
-            spaces_text = "; ".join(f"{agent}: observation {seen[agent][0]}, action {seen[agent][1]}" for agent in members_of)
-            raise ConfigError(f"group {name!r} shares one policy but its agents' spaces differ ({spaces_text}); use groups=shared")
-        shape, space, mask = seen[members_of[0]]
-        result.append(GroupSpec(name=name, agents=tuple(members_of), observation_shape=shape, action_space=space, action_mask=mask))
+        members = {agent: kinds[agent] for agent in agents if names[agent] == name}
+        kind = common(name, members)
+        result.append(
+            GroupSpec(
+                name=name, agents=tuple(members), observation_shape=kind.shape, image=kind.image,
+                action_space=kind.action_space, action_mask=kind.action_mask,
+            )
+        )  # fmt: skip
     return tuple(result)
+
+
+def common(group: str, members: Mapping[str, Kind]) -> Kind:
+    """The kind that all members fit into, padded where they differ. Raises ConfigError naming what can't be padded."""
+    kinds = list(dict.fromkeys(members.values()))
+    if len(kinds) == 1:
+        return kinds[0]
+    shapes = {(kind.shape, kind.image) for kind in kinds}
+    actions = {kind.action_space for kind in kinds}
+    if (len(shapes) > 1 and any(len(shape) != 1 for shape, _ in shapes)) or (
+        len(actions) > 1 and any(space.kind != "discrete" for space in actions)
+    ):
+        text = "; ".join(f"{agent}: observation {kind.shape}, action {kind.action_space}" for agent, kind in members.items())
+        raise ConfigError(
+            f"group {group!r} shares one policy but its agents' spaces differ ({text}); only vectors and discrete actions can be "
+            "padded; use groups=shared"
+        )
+    return Kind(
+        shape=max(kind.shape for kind in kinds),
+        image=kinds[0].image,
+        action_space=max(actions, key=lambda space: space.n),
+        action_mask=len(actions) > 1 or any(kind.action_mask for kind in kinds),
+    )
+
+
+def padding(groups: Sequence[GroupSpec], observation_spaces: Mapping[str, Any], action_spaces: Mapping[str, Any]) -> str:
+    """What was padded, for the environment's version: results with padding are results of another representation."""
+    said = []
+    for group in groups:
+        parts = []
+        if any(encoding(observation_spaces[agent], agent).shape != group.observation_shape for agent in group.agents):
+            parts.append(f"observations to {group.observation_shape[0]}")
+        if any(action_space(action_spaces[agent], agent) != group.action_space for agent in group.agents):
+            parts.append(f"actions to {group.action_space.n}")
+        if parts:
+            said.append(f"; group {group.name} padded: {', '.join(parts)}")
+    return "".join(said)

@@ -7,11 +7,7 @@ simple_spread. Rewards are mpe2's own: with simple_spread's default local_ratio=
 
 from __future__ import annotations
 
-import importlib
-import inspect
-from typing import Any
-
-from marl_hpc.config import ConfigError
+from marl_hpc.envs.family import task
 
 RELEASES = {
     "simple": "simple_v3", "simple_adversary": "simple_adversary_v3", "simple_crypto": "simple_crypto_v3",
@@ -21,26 +17,4 @@ RELEASES = {
     "collect_treasure": "collect_treasure_v1",
 }  # fmt: skip
 
-
-def _task(name: str) -> Any:
-    def make(**options: Any) -> Any:
-        try:
-            module = importlib.import_module(f"mpe2.{RELEASES[name]}")
-        except ImportError as error:
-            raise ConfigError(f"env=mpe/{name} needs the package mpe2 ({error}); pip install 'marl_hpc[mpe]'") from error
-        try:
-            return module.parallel_env(**options)
-        except TypeError as error:
-            known = ", ".join(name for name in inspect.signature(module.raw_env.__init__).parameters if name != "self")
-            raise ConfigError(f"env=mpe/{name}: {error}; it takes {known}") from error
-
-    make.__name__ = make.__qualname__ = name
-    make.__doc__ = f"mpe2's {RELEASES[name]}, parallel API."
-    return make
-
-
-simple, simple_adversary, simple_crypto = _task("simple"), _task("simple_adversary"), _task("simple_crypto")
-simple_push, simple_reference, simple_spread = _task("simple_push"), _task("simple_reference"), _task("simple_spread")
-simple_speaker_listener, simple_tag = _task("simple_speaker_listener"), _task("simple_tag")
-simple_world_comm, simple_formation = _task("simple_world_comm"), _task("simple_formation")
-simple_line, collect_treasure = _task("simple_line"), _task("collect_treasure")
+globals().update({name: task(f"mpe/{name}", f"mpe2.{release}", "mpe") for name, release in RELEASES.items()})
