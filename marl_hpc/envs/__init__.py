@@ -24,6 +24,7 @@ ENVS: dict[str, str | Callable[..., Any]] = {
         "simple_spread", "simple_tag", "simple_world_comm", "simple_formation", "simple_line", "collect_treasure",
     )
 }  # fmt: skip
+ENVS |= {f"matrix/{task}": f"marl_hpc.envs.matrix:{task}" for task in ("climbing", "penalty", "game", "two_step", "memory")}
 
 
 def resolve(name: str) -> Callable[..., Any]:
