@@ -24,7 +24,13 @@ ENVS: dict[str, str | Callable[..., Any]] = {
         "simple_spread", "simple_tag", "simple_world_comm", "simple_formation", "simple_line", "collect_treasure",
     )
 }  # fmt: skip
-ENVS |= {f"matrix/{task}": f"marl_hpc.envs.matrix:{task}" for task in ("climbing", "penalty", "game", "two_step", "memory")}
+ENVS |= {f"matrix/{task}": f"marl_hpc.envs.matrix:{task}" for task in ("climbing", "penalty", "game")}
+ENVS |= {
+    "matrix/two_step": "marl_hpc.envs.matrix:TwoStep",
+    "matrix/memory": "marl_hpc.envs.matrix:Memory",
+    "mpe_fast/simple_spread": "marl_hpc.envs.particles:SimpleSpread",
+    "mpe_fast/simple_speaker_listener": "marl_hpc.envs.particles:SimpleSpeakerListener",
+}
 
 
 def resolve(name: str) -> Callable[..., Any]:

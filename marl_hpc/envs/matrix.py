@@ -111,11 +111,6 @@ class TwoStep(VectorizedBatch):
         return self._everything()[:, 0].copy()
 
 
-def two_step(copies: int, groups: Groups) -> TwoStep:
-    """The two-step game, see `TwoStep`."""
-    return TwoStep(copies, groups)
-
-
 class Memory(VectorizedBatch):
     """Each agent sees a cue once, then nothing for `delay` steps, and has to name it when asked: a task for recurrent policies.
 
@@ -124,7 +119,7 @@ class Memory(VectorizedBatch):
     without memory gets 1 / cues on average, one with memory 1. Cues are uniform and independent, drawn from the episode's seed.
     """
 
-    def __init__(self, copies: int, groups: Groups, agents: int, cues: int, delay: int) -> None:
+    def __init__(self, copies: int, groups: Groups, agents: int = 2, cues: int = 4, delay: int = 20) -> None:
         for option, value, least in (("agents", agents, 1), ("cues", cues, 2), ("delay", delay, 0)):
             if value < least:
                 raise ConfigError(f"env=matrix/memory: {option}={value}; it must be at least {least}")
@@ -146,8 +141,3 @@ class Memory(VectorizedBatch):
         seen[..., :-1] = np.eye(self.cues)[self.cue] * (self.clock == 0)[:, None, None]
         seen[..., -1] = (self.clock == self.delay + 1)[:, None]
         return seen
-
-
-def memory(copies: int, groups: Groups, agents: int = 2, cues: int = 4, delay: int = 20) -> Memory:
-    """The memory task, see `Memory`."""
-    return Memory(copies, groups, agents, cues, delay)

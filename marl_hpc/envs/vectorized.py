@@ -43,9 +43,8 @@ class VectorizedBatch(ABC):
             raise ConfigError(f"env.name={name!r}: copies={copies}; at least one copy is needed")
         found = group_agents(tuple(agents), {a: s[0] for a, s in agents.items()}, {a: s[1] for a, s in agents.items()}, groups)
         sizes = sum(math.prod(g.observation_shape) * len(g.agents) for g in found)
-        self.spec = EnvSpec(
-            name=name, version=version, groups=found, state_shape=state_shape or (sizes,), state_from=state_from
-        )  # fmt: skip
+        shape = state_shape or (sizes,)
+        self.spec = EnvSpec(name=name, version=version, groups=found, state_shape=shape, state_from=state_from)
         self.copies = copies
         self.clock = np.zeros(copies, int)  # steps of the present episode, this one included
         order = list(agents)
@@ -116,7 +115,7 @@ class VectorizedBatch(ABC):
             ~self._playing,
         )
 
-    def close(self) -> None:
+    def close(self) -> None:  # noqa: B027  arrays need no closing, here or in a subclass
         pass
 
     def _everything(self) -> Any:
