@@ -30,6 +30,8 @@ ENVS |= {
     "matrix/memory": "marl_hpc.envs.matrix:Memory",
     "mpe_fast/simple_spread": "marl_hpc.envs.particles:SimpleSpread",
     "mpe_fast/simple_speaker_listener": "marl_hpc.envs.particles:SimpleSpeakerListener",
+    "lbf_fast/8x8-2p-2f-coop": "marl_hpc.envs.foraging:Foraging",
+    "lbf_fast/foraging": "marl_hpc.envs.foraging:Foraging",
 }
 
 
