@@ -10,8 +10,6 @@ from marl_hpc.config import ConfigError
 from marl_hpc.envs import make
 from marl_hpc.types import EnvSpec
 
-MATRIX = ("climbing", "penalty", "game", "two_step", "memory")
-
 
 def episode(env, choose, seeds=None):
     """(return [B, N], length): choose(t, observation) gives actions [B, N]."""
@@ -161,12 +159,17 @@ def test_copies_that_are_over_stay_still_until_their_reset():
     assert step.over.all()
 
 
-@pytest.mark.parametrize("name", MATRIX)
-def test_configuration_of_every_game_makes_it(name):
-    options = {key: value for key, value in compose([f"env=matrix/{name}"]).env.items() if key != "name"}
-    env = make(f"matrix/{name}", copies=2, **options)
+@pytest.mark.parametrize(
+    "overrides",
+    [["env=matrix/climbing"], ["env=matrix/penalty", "env.k=-25"], ["env=matrix/game", "env.payoff=[[3,0],[0,2]]"],
+     ["env=matrix/two_step"], ["env=matrix/memory", "env.cues=2"]],
+    ids=str,
+)  # fmt: skip
+def test_configuration_of_every_game_makes_it(overrides):
+    options = compose(overrides).env
+    env = make(copies=2, **options)
     assert env.spec.version.startswith("marl_hpc ")
-    assert env.spec.version.endswith(f" matrix/{name}")
+    assert env.spec.version.endswith(f" {options['name']}")
     assert EnvSpec.from_json(env.spec.to_json()) == env.spec
     env.reset([0, 1], [0, 1])
     assert env.state().shape == (2, *env.spec.state_shape)
@@ -181,6 +184,7 @@ def test_configuration_of_every_game_makes_it(name):
         ("game", {"payoff": [[1, 2], [3]]}, ["payoff=[[1, 2], [3]]"]),
         ("game", {"payoff": [[1, 2], [3, float("nan")]]}, ["finite"]),
         ("game", {"payoff": [[1, 2], [3, 4]], "common": False}, ["one matrix for each of N players"]),
+        ("game", {}, ["missing a required argument: 'payoff'"]),
         ("game", {"payoff": 3}, ["one axis for each player"]),
         ("memory", {"cues": 1}, ["cues=1", "at least 2"]),
         ("climbing", {"k": 3}, ["'k'", "it takes"]),
