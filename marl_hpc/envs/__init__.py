@@ -40,6 +40,16 @@ TASKS = {
 ENVS: dict[str, str | Callable[..., Any]] = {
     f"{family}/{task}": f"marl_hpc.envs.{family}:{task}" for family, tasks in TASKS.items() for task in tasks
 }
+# ours, vectorized
+ENVS |= {f"matrix/{task}": f"marl_hpc.envs.matrix:{task}" for task in ("climbing", "penalty", "game")}
+ENVS |= {
+    "matrix/two_step": "marl_hpc.envs.matrix:TwoStep",
+    "matrix/memory": "marl_hpc.envs.matrix:Memory",
+    "mpe_fast/simple_spread": "marl_hpc.envs.particles:SimpleSpread",
+    "mpe_fast/simple_speaker_listener": "marl_hpc.envs.particles:SimpleSpeakerListener",
+    "lbf_fast/8x8-2p-2f-coop": "marl_hpc.envs.foraging:Foraging",
+    "lbf_fast/foraging": "marl_hpc.envs.foraging:Foraging",
+}
 
 
 def resolve(name: str) -> Callable[..., Any]:
