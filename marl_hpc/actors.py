@@ -195,7 +195,7 @@ def greedy(distribution: Categorical, values: Tensor, mask: Tensor | None) -> Te
     """Log-probabilities of always taking the choice of the highest value."""
     values = values.masked_fill(~legal(distribution, values, mask), torch.finfo(values.dtype).min)
     best = distribution.one_hot(distribution.best(values), values.dtype)
-    return torch.where(best > 0, 0.0, torch.finfo(values.dtype).min)
+    return torch.zeros_like(values).masked_fill(best == 0, torch.finfo(values.dtype).min)
 
 
 def explore(distribution: Categorical, log_probs: Tensor, mask: Tensor | None, epsilon: float) -> Tensor:
@@ -204,7 +204,8 @@ def explore(distribution: Categorical, log_probs: Tensor, mask: Tensor | None, e
         return log_probs
     uniform = []
     for part in legal(distribution, log_probs, mask).split(distribution.choices, -1):
+        part = part.to(log_probs)
         uniform.append(part / part.sum(-1, keepdim=True).clamp_min(1))
-    mixed = (1 - epsilon) * log_probs.exp() + epsilon * torch.cat(uniform, -1).to(log_probs)
+    mixed = (1 - epsilon) * log_probs.exp() + epsilon * torch.cat(uniform, -1)
     limits = torch.finfo(log_probs.dtype)
     return mixed.clamp_min(limits.tiny).log().masked_fill(~legal(distribution, log_probs, mask), limits.min)
