@@ -34,19 +34,19 @@ class _Policy(nn.Module):
         self.head = network.get("head", "stochastic")
         self.distributions = {g.name: distribution_of(g.action_space, self.head) for g in groups}
         self.epsilon = 0.0  # the least probability of acting uniformly at random, for those that explore so
-        self.log_std = nn.ParameterDict()
-        for g in groups:
+        self.log_std: dict[str, nn.Parameter] = {}
+        for i, g in enumerate(groups):
             if g.action_space.kind == "box" and self.head in ("stochastic", "bounded"):
                 # learned, or DDPG's fixed noise
                 free = nn.Parameter(torch.full((g.action_space.size,), float(network.get("log_std", -0.5))))
-                self.log_std[g.name.replace(".", "_")] = free.requires_grad_(self.head == "stochastic")
+                self.log_std[g.name] = free.requires_grad_(self.head == "stochastic")
+                self.register_parameter(f"log_std_{i}", free)  # by number: a group may have any name
 
     def settle(self, group: GroupSpec, outputs: Tensor, mask: Tensor | None) -> Tensor:
         """Distribution parameters from network outputs, exploration included."""
         distribution = self.distributions[group.name]
         if isinstance(distribution, Gaussian):
-            name = group.name.replace(".", "_")
-            return distribution.parameters(outputs, mask, self.log_std.get(name))
+            return distribution.parameters(outputs, mask, self.log_std.get(group.name))
         if self.head == "values":
             return explore(distribution, greedy(distribution, outputs, mask), mask, self.epsilon)
         return explore(distribution, distribution.parameters(outputs, mask), mask, self.epsilon)
@@ -209,7 +209,7 @@ def greedy(distribution: Categorical, values: Tensor, mask: Tensor | None) -> Te
     """Log-probabilities of always taking the choice of the highest value."""
     values = values.masked_fill(~legal(distribution, values, mask), torch.finfo(values.dtype).min)
     best = distribution.one_hot(distribution.best(values), values.dtype)
-    return torch.where(best > 0, 0.0, torch.finfo(values.dtype).min)
+    return torch.zeros_like(values).masked_fill(best == 0, torch.finfo(values.dtype).min)
 
 
 def explore(distribution: Categorical, log_probs: Tensor, mask: Tensor | None, epsilon: float) -> Tensor:
@@ -218,7 +218,8 @@ def explore(distribution: Categorical, log_probs: Tensor, mask: Tensor | None, e
         return log_probs
     uniform = []
     for part in legal(distribution, log_probs, mask).split(distribution.choices, -1):
+        part = part.to(log_probs)
         uniform.append(part / part.sum(-1, keepdim=True).clamp_min(1))
-    mixed = (1 - epsilon) * log_probs.exp() + epsilon * torch.cat(uniform, -1).to(log_probs)
+    mixed = (1 - epsilon) * log_probs.exp() + epsilon * torch.cat(uniform, -1)
     limits = torch.finfo(log_probs.dtype)
     return mixed.clamp_min(limits.tiny).log().masked_fill(~legal(distribution, log_probs, mask), limits.min)

@@ -88,7 +88,7 @@ class ActorCritic:
         agents; fields of a minibatch are [L, S, …] for S chunks of L steps."""
         samples = self.samples(self.with_advantages(batch))
         copies = batch["first"].shape[1]
-        chunks = samples["first"].shape[1] // copies
+        chunks = len(batch["first"]) // len(samples["first"])
         place = np.full(chunks * total, -1)  # global sample -> this replica's, or -1
         place.reshape(chunks, total)[:, columns.cpu().numpy()] = np.arange(chunks * copies).reshape(chunks, copies)
         for epoch in range(self.epochs):
@@ -102,7 +102,7 @@ class ActorCritic:
         length = self.config.chunk if self.config.gru else 1
 
         def cut(x: Tensor) -> Tensor:
-            return x.reshape(-1, length, *x.shape[1:]).movedim(1, 0).flatten(1, 2)
+            return x.reshape(len(x) // length, length, *x.shape[1:]).movedim(1, 0).flatten(1, 2)
 
         return {name: x.flatten(0, 1) if name.endswith("/memory") else cut(x) for name, x in batch.items()}
 

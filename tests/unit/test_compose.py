@@ -161,12 +161,12 @@ def test_algorithm_section_becomes_its_dataclass():
 @pytest.mark.parametrize(
     ("section", "words"),
     [
-        ({"name": "pop"}, ["algorithm.name='pop'", "known: ppo", "did you mean 'ppo'"]),
-        ({"name": "sac"}, ["algorithm.name='sac'", "known: ppo"]),
+        ({"name": "pop"}, ["algorithm.name='pop'", "known: a2c, ppo", "did you mean 'ppo'"]),
+        ({"name": "sac"}, ["algorithm.name='sac'", "known: a2c, ppo"]),
         ({"name": "no_such_module:PPO"}, ["no_such_module", "could not be imported"]),
         ({"name": "marl_hpc.algorithms.ppo:Missing"}, ["Missing", "could not be imported"]),
         ({"name": "ppo", "gama": 0.9}, ["algorithm.gama=0.9", "did you mean algorithm.gamma?", "minibatches"]),
-        ({"name": "ppo", "zzz": 0.9}, ["algorithm.zzz=0.9", "known: gamma"]),
+        ({"name": "ppo", "zzz": 0.9}, ["algorithm.zzz=0.9", "known: hidden", "gamma"]),
         ({"name": "ppo", "lr": "fast"}, ["algorithm", "lr", "fast"]),
         ({"name": "ppo", "epochs": 1.5}, ["algorithm", "epochs", "1.5"]),
         ({"name": "ppo", "hidden": 64}, ["algorithm", "hidden", "64"]),

@@ -1,25 +1,41 @@
 """Packed fragments: what goes in comes out, through the same memory."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
 
 from marl_hpc.storage.fragments import allocate, pack, row_dtype, unpack
-from marl_hpc.types import ActionSpace, GroupSpec
+from marl_hpc.types import ActionSpace, GroupSpec, InterfaceSpec
 
-GROUPS = {
-    "discrete": GroupSpec(
-        name="g", agents=("a", "b", "c"), observation_shape=(5,), action_space=ActionSpace(kind="discrete", n=4), action_mask=True
-    ),
-    "box": GroupSpec(name="g", agents=("a",), observation_shape=(2, 3), action_space=ActionSpace(kind="box", shape=(2, 2))),
-    "scalar": GroupSpec(name="g", agents=("a", "b"), observation_shape=(), action_space=ActionSpace(kind="box", shape=())),
+DISCRETE = GroupSpec(
+    name="g", agents=("a", "b", "c"), observation_shape=(5,), action_space=ActionSpace(kind="discrete", n=4), action_mask=True
+)
+BOX = GroupSpec(name="g", agents=("a",), observation_shape=(2, 3), action_space=ActionSpace(kind="box", shape=(2, 2)))
+SCALAR = GroupSpec(name="g", agents=("a", "b"), observation_shape=(), action_space=ActionSpace(kind="box", shape=()))
+SEVERAL = GroupSpec(
+    name="h", agents=("x", "y"), observation_shape=(2,), action_space=ActionSpace(kind="multi_discrete", nvec=(3, 2)),
+    action_mask=True,
+)  # fmt: skip
+
+
+def interface_of(*groups, **changes):
+    return replace(InterfaceSpec(name="i", paradigm="independent", groups=groups), **changes)
+
+
+INTERFACES = {
+    "discrete": interface_of(DISCRETE),
+    "box": interface_of(BOX),
+    "scalar": interface_of(SCALAR),
+    "team": interface_of(BOX, SEVERAL, critic_sees="state", state_size=7),
 }
 both = pytest.mark.parametrize("dtype", ["float32", "float64"])
-every = pytest.mark.parametrize("group", GROUPS.values(), ids=GROUPS.keys())
+every = pytest.mark.parametrize("interface", INTERFACES.values(), ids=INTERFACES.keys())
 
 
-def filled(group, dtype, steps=4, copies=3):
-    rows = allocate(group, dtype, steps, copies)
+def filled(interface, dtype, steps=4, copies=3):
+    rows = allocate(interface, dtype, steps, copies)
     random, written = np.random.default_rng(0), {}
     for name in rows.dtype.names:
         shape, kind = rows[name].shape, rows[name].dtype
@@ -28,39 +44,63 @@ def filled(group, dtype, steps=4, copies=3):
     return rows, written
 
 
+def opened(packed, interface, dtype):
+    return unpack({"rows": packed}, interface, dtype)
+
+
 @both
 @every
-def test_what_is_packed_comes_out(group, dtype):
-    rows, written = filled(group, dtype)
-    fields = unpack(pack(rows), group, dtype)
+def test_what_is_packed_comes_out(interface, dtype):
+    rows, written = filled(interface, dtype)
+    fields = opened(pack(rows), interface, dtype)
     assert sorted(fields) == sorted(written)
     for name, values in written.items():
-        assert fields[name].shape[:3] == (4, 3, len(group.agents))
+        group, _, own = name.partition("/")
+        agents = next((g.agents for g in interface.groups if own and g.name == group), ())
+        assert fields[name].shape[: 3 if own else 2] == ((4, 3, len(agents)) if own else (4, 3))
         assert fields[name].numpy().dtype == values.dtype
         np.testing.assert_array_equal(fields[name].numpy(), values)
 
 
 @both
 @every
-def test_fields_have_the_groups_shapes(group, dtype):
-    fields = unpack(pack(allocate(group, dtype, 2, 3)), group, dtype)
-    lead, space = (2, 3, len(group.agents)), group.action_space
-    assert fields["observation"].shape == fields["next_observation"].shape == (*lead, *group.observation_shape)
-    assert fields["action"].shape == (lead if space.kind == "discrete" else (*lead, int(np.prod(space.shape))))
-    assert ("action_mask" in fields) == group.action_mask
+def test_fields_have_the_groups_shapes(interface, dtype):
+    fields = opened(pack(allocate(interface, dtype, 2, 3)), interface, dtype)
+    assert fields["first"].shape == (2, 3)
+    for group in interface.groups:
+        own = {name.partition("/")[2]: x for name, x in fields.items() if name.startswith(f"{group.name}/")}
+        lead, space = (2, 3, len(group.agents)), group.action_space
+        assert own["observation"].shape == own["next_observation"].shape == (*lead, *group.observation_shape)
+        shape = {"discrete": (), "multi_discrete": (len(space.nvec),), "box": (int(np.prod(space.shape)),)}[space.kind]
+        assert own["action"].shape == (*lead, *shape)
+        assert own["action"].dtype == (getattr(torch, dtype) if space.kind == "box" else torch.int64)
+        assert {name for name in own if name.endswith("action_mask")} == (
+            {"action_mask", "next_action_mask"} if group.action_mask else set()
+        )
+        assert own["active"].shape == own["next_active"].shape == own["reward"].shape == lead
     assert all(not x.any() for x in fields.values())
 
 
+@both
+def test_the_state_stands_there_once_and_only_where_a_critic_sees_it(dtype):
+    team = INTERFACES["team"]
+    fields = opened(pack(allocate(team, dtype, 2, 3)), team, dtype)
+    assert fields["state"].shape == fields["next_state"].shape == (2, 3, 7)
+    for name in ("discrete", "box"):
+        names = opened(pack(allocate(INTERFACES[name], dtype, 2, 3)), INTERFACES[name], dtype)
+        assert not {"state", "next_state"} & set(names)
+
+
 @every
-def test_packing_and_unpacking_copy_nothing(group):
-    rows, _ = filled(group, "float32")
+def test_packing_and_unpacking_copy_nothing(interface):
+    rows, _ = filled(interface, "float32")
     packed = pack(rows)
-    fields = unpack(packed, group, "float32")
+    fields = opened(packed, interface, "float32")
     assert packed.numpy().base is not None
-    rows["reward"][2, 1] = 42.0
-    assert (fields["reward"][2, 1] == 42.0).all()
-    fields["observation"][0, 0] = -1.0
-    assert (rows["observation"][0, 0] == -1.0).all()
+    rows["g/reward"][2, 1] = 42.0
+    assert (fields["g/reward"][2, 1] == 42.0).all()
+    fields["g/observation"][0, 0] = -1.0
+    assert (rows["g/observation"][0, 0] == -1.0).all()
     assert all(x.untyped_storage().nbytes() > 0 for x in fields.values())
     start, end = packed.data_ptr(), packed.data_ptr() + packed.numel()
     assert all(start <= x.data_ptr() < end for x in fields.values())
@@ -68,25 +108,34 @@ def test_packing_and_unpacking_copy_nothing(group):
 
 @both
 def test_some_columns_of_a_fragment_unpack_to_those_columns(dtype):
-    group = GROUPS["discrete"]
-    rows, written = filled(group, dtype, copies=5)
+    interface = INTERFACES["discrete"]
+    rows, written = filled(interface, dtype, copies=5)
     part = pack(rows)[:, 1:3]
-    for fields in (unpack(part, group, dtype), unpack(part.contiguous(), group, dtype)):
+    for fields in (opened(part, interface, dtype), opened(part.contiguous(), interface, dtype)):
         for name, values in written.items():
             np.testing.assert_array_equal(fields[name].numpy(), values[:, 1:3])
 
 
 def test_fragment_without_copies_unpacks_to_empty_fields():
-    group = GROUPS["discrete"]
-    rows, _ = filled(group, "float32")
-    fields = unpack(pack(rows)[:, 3:], group, "float32")
-    assert fields["observation"].shape == (4, 0, 3, 5)
+    interface = INTERFACES["discrete"]
+    rows, _ = filled(interface, "float32")
+    fields = opened(pack(rows)[:, 3:], interface, "float32")
+    assert fields["g/observation"].shape == (4, 0, 3, 5)
+
+
+def test_memories_come_along_as_they_are():
+    interface = INTERFACES["box"]
+    rows, _ = filled(interface, "float32")
+    memory = torch.randn(2, 3, 1, 8)
+    fields = unpack({"rows": pack(rows), "g/memory": memory}, interface, "float32")
+    assert fields["g/memory"] is memory
+    assert "rows" not in fields
 
 
 def test_rows_are_aligned_for_torch():
-    for group in GROUPS.values():
+    for interface in INTERFACES.values():
         for dtype in ("float32", "float64"):
-            row = row_dtype(group, dtype)
+            row = row_dtype(interface, dtype)
             for name in row.names:
                 kind, offset = row.fields[name][:2]
                 assert offset % kind.base.itemsize == 0
@@ -94,16 +143,16 @@ def test_rows_are_aligned_for_torch():
 
 
 def test_rows_of_another_schema_are_refused():
-    group, other = GROUPS["discrete"], GROUPS["box"]
-    packed = pack(allocate(group, "float32", 2, 2))
+    interface, other = INTERFACES["discrete"], INTERFACES["box"]
+    packed = pack(allocate(interface, "float32", 2, 2))
     size, expected = packed.shape[-1], row_dtype(other, "float32").itemsize
-    with pytest.raises(ValueError, match=rf"rows of {size} bytes for group 'g', whose schema has {expected}"):
-        unpack(packed, other, "float32")
+    with pytest.raises(ValueError, match=rf"rows of {size} bytes for interface 'i', whose schema has {expected}"):
+        opened(packed, other, "float32")
     with pytest.raises(ValueError, match="schema"):
-        unpack(packed, group, "float64")
+        opened(packed, interface, "float64")
 
 
 def test_packed_rows_are_bytes_that_torch_can_send():
-    packed = pack(filled(GROUPS["box"], "float32")[0])
+    packed = pack(filled(INTERFACES["box"], "float32")[0])
     assert packed.dtype == torch.uint8
     assert packed.is_contiguous()

@@ -1,15 +1,19 @@
-"""Networks, distributions and flat buffers against torch.distributions and counting."""
+"""Networks and flat buffers against counting and definitions written out."""
+
+from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
 from torch import nn
 
-from marl_hpc.networks import Actor, AgentNetwork, FlatParameters, draw_noise, load_flat, to_env
+from marl_hpc.actors import Actor
+from marl_hpc.networks import AgentNetwork, FlatParameters, load_flat, to_env
 from marl_hpc.types import ActionSpace, GroupSpec
 
 DISCRETE = ActionSpace(kind="discrete", n=5)
 BOX = ActionSpace(kind="box", shape=(3,))
+NETWORK = {"hidden": [16, 16], "activation": "tanh", "agent_id": True}
 
 
 def group_of(space=DISCRETE, agents=2, shape=(4,)):
@@ -18,12 +22,8 @@ def group_of(space=DISCRETE, agents=2, shape=(4,)):
     )
 
 
-def actor_of(space=DISCRETE, agents=2, agent_id=True, shape=(4,), seed=0):
-    actor = Actor(group_of(space, agents, shape), [16, 16], "tanh", agent_id, seed).double()
-    with torch.no_grad():  # the initial policy is nearly uniform; one that prefers something shows more
-        for parameter in actor.parameters():
-            parameter *= 6
-    return actor
+def network_of(agents=2, agent_id=True, shape=(4,), seed=0):
+    return AgentNetwork(group_of(agents=agents, shape=shape), 5, {**NETWORK, "agent_id": agent_id}, 1.0, seed).double()
 
 
 def numbers(*shape, seed=0):
@@ -70,13 +70,15 @@ def test_backward_fills_the_flat_gradient_and_leaves_the_slots():
 
 
 def test_load_flat_restores_another_modules_outputs():
-    source, target = actor_of(BOX), actor_of(BOX, seed=1)
+    source, target = (Actor(group_of(BOX), NETWORK, seed).double() for seed in (0, 1))
+    with torch.no_grad():
+        source.log_std["g"] += 0.5
     flat = torch.cat([parameter.detach().flatten() for parameter in source.parameters()])
     x = numbers(6, 2, 4)
-    assert not torch.allclose(target(x), source(x))
+    assert not torch.allclose(target.network(x), source.network(x))
     load_flat(target, flat)
-    assert torch.equal(target(x), source(x))
-    assert torch.equal(target.log_std, source.log_std)
+    assert torch.equal(target.network(x), source.network(x))
+    assert torch.equal(target.log_std["g"], source.log_std["g"])
 
 
 @pytest.mark.parametrize("difference", [-1, 1])
@@ -88,12 +90,12 @@ def test_load_flat_refuses_a_buffer_of_another_size(difference):
 
 def test_same_seed_gives_same_weights():
     x = numbers(3, 2, 4)
-    assert torch.equal(actor_of(seed=3)(x), actor_of(seed=3)(x))
-    assert not torch.allclose(actor_of(seed=3)(x), actor_of(seed=4)(x))
+    assert torch.equal(network_of(seed=3)(x), network_of(seed=3)(x))
+    assert not torch.allclose(network_of(seed=3)(x), network_of(seed=4)(x))
 
 
 def test_hidden_layers_start_orthogonal_with_gain_root_two():
-    network = AgentNetwork(group_of(agents=1), 3, [16, 16], "relu", False, 0.01, 0)
+    network = AgentNetwork(group_of(agents=1), 3, {**NETWORK, "activation": "relu"}, 0.01, 0)
     weights = [layer.weight for layer in network.body if isinstance(layer, nn.Linear)]
     torch.testing.assert_close(weights[1] @ weights[1].T, 2 * torch.eye(16), atol=1e-5, rtol=0)
     torch.testing.assert_close(weights[2] @ weights[2].T, 1e-4 * torch.eye(3), atol=1e-8, rtol=0)
@@ -102,7 +104,7 @@ def test_hidden_layers_start_orthogonal_with_gain_root_two():
 
 def test_agent_id_makes_agents_differ():
     x = numbers(1, 1, 4).expand(5, 3, 4)
-    with_id, without = actor_of(agents=3)(x), actor_of(agents=3, agent_id=False)(x)
+    with_id, without = network_of(agents=3)(x), network_of(agents=3, agent_id=False)(x)
     assert torch.equal(without[:, 0], without[:, 1])
     assert not torch.allclose(with_id[:, 0], with_id[:, 1])
     assert not torch.allclose(with_id[:, 1], with_id[:, 2])
@@ -110,113 +112,30 @@ def test_agent_id_makes_agents_differ():
 
 
 def test_agent_alone_gets_no_id():
-    assert next(actor_of(agents=1).parameters()).shape == (16, 4)
-    assert next(actor_of(agents=2).parameters()).shape == (16, 6)
+    assert next(network_of(agents=1).parameters()).shape == (16, 4)
+    assert next(network_of(agents=2).parameters()).shape == (16, 6)
 
 
 @pytest.mark.parametrize("shape", [(), (4,), (2, 3)])
 def test_observations_of_any_shape_are_flattened_for_each_agent(shape):
-    actor = actor_of(shape=shape)
+    network = network_of(shape=shape)
     x = numbers(7, 3, 2, *shape)
-    assert actor(x).shape == (7, 3, 2, 5)
-    torch.testing.assert_close(actor(x)[2, 1], actor(x[2, 1]), rtol=0, atol=1e-13)
+    assert network(x).shape == (7, 3, 2, 5)
+    torch.testing.assert_close(network(x)[2, 1], network(x[2, 1]), rtol=0, atol=1e-13)
 
 
-def chi_square(counts, probabilities):
-    expected = probabilities * counts.sum()
-    return float(((counts - expected) ** 2 / expected).sum())
-
-
-def test_sampled_frequencies_are_the_softmax():
-    actor = actor_of()
-    parameters = actor(numbers(1, 2, 4))[0].detach()
-    noise = torch.from_numpy(draw_noise(DISCRETE, np.random.default_rng(0), (40_000, 2)))
-    drawn = actor.sample(parameters.expand(40_000, 2, 5), noise)
-    for agent in range(2):
-        counts = np.bincount(drawn[:, agent], minlength=5)
-        assert chi_square(counts, parameters[agent].exp().numpy()) < 18.5  # 0.999 quantile with 4 degrees of freedom
-        assert chi_square(counts, np.full(5, 0.2)) > 18.5  # it would show
-
-
-def test_discrete_distribution_is_torchs_categorical():
-    actor = actor_of()
-    parameters = actor(numbers(6, 2, 4)).detach()
-    reference = torch.distributions.Categorical(logits=parameters)
-    action = torch.randint(0, 5, (6, 2), generator=torch.Generator().manual_seed(1))
-    torch.testing.assert_close(actor.log_prob(parameters, action), reference.log_prob(action), rtol=0, atol=1e-12)
-    torch.testing.assert_close(actor.entropy(parameters), reference.entropy(), rtol=0, atol=1e-12)
-    assert torch.equal(actor.mode(parameters), reference.probs.argmax(-1))
-
-
-def test_box_distribution_is_torchs_normal():
-    actor = actor_of(BOX)
-    with torch.no_grad():
-        actor.log_std.copy_(torch.tensor([-1.0, 0.2, 0.7]))
-    parameters = actor(numbers(6, 2, 4)).detach()
-    reference = torch.distributions.Normal(parameters, actor.log_std.exp())
-    noise = numbers(6, 2, 3, seed=2)
-    action = actor.sample(parameters, noise)
-    torch.testing.assert_close(action, parameters + noise * actor.log_std.exp())
-    torch.testing.assert_close(actor.log_prob(parameters, action), reference.log_prob(action).sum(-1), rtol=0, atol=1e-12)
-    torch.testing.assert_close(actor.entropy(parameters), reference.entropy().sum(-1), rtol=0, atol=1e-12)
-    assert torch.equal(actor.mode(parameters), parameters)
-
-
-def test_box_samples_have_the_mean_and_deviation_of_the_policy():
-    actor = actor_of(BOX)
-    parameters = actor(numbers(1, 2, 4))[0].detach()
-    noise = torch.from_numpy(draw_noise(BOX, np.random.default_rng(0), (40_000, 2)))
-    drawn = actor.sample(parameters, noise).detach()
-    deviation = actor.log_std.exp().detach()
-    assert ((drawn.mean(0) - parameters).abs() < 4 * deviation / 200).all()
-    torch.testing.assert_close(drawn.std(0), deviation.expand(2, 3), rtol=0.02, atol=0)
-
-
-def test_masked_actions_are_never_drawn_and_the_rest_is_renormalized():
-    actor = actor_of()
-    x = numbers(1, 2, 4)
-    mask = torch.tensor([[True, False, True, True, False], [False, False, True, False, False]])
-    parameters = actor(x, mask[None])[0].detach()
-    logits = actor.network(x)[0].detach().numpy()
-    weights = np.exp(logits) * mask.numpy()
-    np.testing.assert_allclose(parameters.exp().numpy(), weights / weights.sum(-1, keepdims=True), atol=1e-12)
-    noise = torch.from_numpy(draw_noise(DISCRETE, np.random.default_rng(0), (20_000, 2)))
-    drawn = actor.sample(parameters.expand(20_000, 2, 5), noise)
-    assert set(drawn[:, 0].tolist()) == {0, 2, 3}
-    assert set(drawn[:, 1].tolist()) == {2}
-    assert mask.gather(1, actor.mode(parameters)[:, None]).all()
-    entropy = actor.entropy(parameters)
-    assert entropy[1].item() == pytest.approx(0, abs=1e-12)
-    legal = weights[0][mask[0]] / weights[0].sum()
-    assert entropy[0].item() == pytest.approx(-(legal * np.log(legal)).sum(), abs=1e-12)
-
-
-class LargestUniform:
-    """What a generator may give: the largest number below one that it can draw."""
-
-    def random(self, shape):
-        return np.full(shape, 1 - 2**-53)
-
-
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-def test_masked_actions_are_not_drawn_even_by_the_most_extreme_noise(dtype):
-    actor = actor_of(agents=1).to(dtype)
-    mask = torch.tensor([[[False, True, True, True, True]]])
-    parameters = actor(torch.zeros(1, 1, 4, dtype=dtype), mask).detach()
-    extreme = draw_noise(DISCRETE, LargestUniform(), (1, 1))
-    noise = torch.full((1, 1, 5), 0.5, dtype=torch.float64)
-    noise[..., 0] = torch.from_numpy(extreme)[..., 0]
-    drawn = actor.sample(parameters, noise.to(dtype))
-    assert drawn.item() != 0
-
-
-def test_gradients_with_masks_are_finite():
-    actor = actor_of().float()
-    mask = torch.tensor([[True, False, True, True, False], [False, False, True, False, False]])
-    parameters = actor(numbers(3, 2, 4).float(), mask.expand(3, 2, 5))
-    (actor.entropy(parameters).sum() + actor.log_prob(parameters, torch.full((3, 2), 2)).sum()).backward()
-    assert all(torch.isfinite(parameter.grad).all() for parameter in actor.parameters())
-    assert any(parameter.grad.abs().max() > 0 for parameter in actor.parameters())
+@pytest.mark.parametrize("shape", [(8, 6, 3), (7, 5, 1)])
+def test_images_go_through_the_same_convolutions_channels_first_or_last(shape):
+    last, first = (
+        AgentNetwork(replace(group_of(shape=s), image=True), 5, NETWORK, 1.0, 0).double() for s in (shape, (shape[2], *shape[:2]))
+    )
+    pixels = torch.randint(0, 256, (4, 2, *shape), generator=torch.Generator().manual_seed(0)).double()
+    outputs = last(pixels)
+    assert outputs.shape == (4, 2, 5)
+    torch.testing.assert_close(outputs, first(pixels.movedim(-1, -3)), rtol=0, atol=1e-12)
+    # each image by itself, whatever lies beside it
+    torch.testing.assert_close(outputs[2, 1], last(pixels[2:3])[0, 1], rtol=0, atol=1e-12)
+    assert isinstance(last.image.layers[0], nn.Conv2d)
 
 
 def test_to_env_stretches_to_the_limits_and_clips():

@@ -7,8 +7,9 @@ import pytest
 import torch
 from safetensors import safe_open
 
+from marl_hpc.actors import build_policy
 from marl_hpc.networks import FlatParameters, to_env
-from marl_hpc.policies import build_actor, export_policy, load_policy
+from marl_hpc.policies import export_policy, load_policy
 from marl_hpc.types import ActionSpace, GroupSpec
 
 NETWORK = {"hidden": [16], "activation": "tanh", "agent_id": True}
@@ -19,13 +20,18 @@ BOX = ActionSpace(kind="box", shape=(2,), low=(0.0, -1.0), high=(4.0, 3.0))
 def exported(run_dir, space=DISCRETE, agents=("a", "b"), name="shared", shape=(3,), dtype=torch.float32, mask=False):
     """Write a policy whose choices are far from even; returns its actor."""
     group = GroupSpec(name=name, agents=agents, observation_shape=shape, action_space=space, action_mask=mask)
-    actor = build_actor(group, NETWORK)
+    actor = build_policy([group], NETWORK)
     flat = FlatParameters([actor], device="cpu", dtype=dtype)
     with torch.no_grad():
         flat.values.copy_(torch.randn(len(flat.values), generator=torch.Generator().manual_seed(len(name))))
     (run_dir / "policies").mkdir(exist_ok=True)
-    export_policy(run_dir / "policies" / f"{name}.safetensors", group, flat.values, NETWORK, version=7)
+    export_policy(run_dir / "policies" / f"{name}.safetensors", [group], flat.values, NETWORK, version=7)
     return actor
+
+
+def parameters_of(actor, seen):
+    """Distribution parameters for observations [..., N, D]."""
+    return actor.settle(actor.group, actor.network(seen), None)
 
 
 def observations(count, agents=2, size=3, seed=0):
@@ -38,7 +44,7 @@ def test_loaded_policy_acts_as_the_network_did(tmp_path, space, dtype):
     actor = exported(tmp_path, space, dtype=dtype)
     seen = observations(20)
     with torch.no_grad():
-        expected = to_env(space, actor.mode(actor(torch.from_numpy(seen).to(dtype))).numpy())
+        expected = to_env(space, actor.distributions["shared"].mode(parameters_of(actor, torch.from_numpy(seen).to(dtype))).numpy())
     for i, agent in enumerate(("a", "b")):
         policy = load_policy(tmp_path, agent)
         batch = policy.act(seen[:, i])
@@ -61,7 +67,7 @@ def test_single_observation_gives_what_the_environment_takes(tmp_path):
 def test_sampled_actions_have_the_policys_frequencies(tmp_path):
     actor = exported(tmp_path)
     seen = observations(1)
-    probabilities = actor(torch.from_numpy(seen)).exp()[0, 1].detach().numpy()
+    probabilities = parameters_of(actor, torch.from_numpy(seen)).exp()[0, 1].detach().numpy()
     drawn = load_policy(tmp_path, "b", seed=0).act(np.repeat(seen[:, 1], 20_000, 0), greedy=False)
     counts = np.bincount(drawn, minlength=5)
     assert (((counts - 20_000 * probabilities) ** 2) / (20_000 * probabilities)).sum() < 18.5  # 0.999 quantile
@@ -72,7 +78,8 @@ def test_box_samples_spread_around_the_mean(tmp_path):
     wide = ActionSpace(kind="box", shape=(2,))
     actor = exported(tmp_path, wide)
     seen = observations(1)
-    mean, deviation = actor(torch.from_numpy(seen))[0, 0].detach().numpy(), actor.log_std.exp().detach().numpy()
+    mean, log_std = parameters_of(actor, torch.from_numpy(seen))[0, 0].detach().chunk(2)
+    mean, deviation = mean.numpy(), log_std.exp().numpy()
     drawn = load_policy(tmp_path, "a", seed=0).act(np.repeat(seen[:, 0], 20_000, 0), greedy=False)
     assert (np.abs(drawn.mean(0) - mean) < 4 * deviation / np.sqrt(20_000)).all()
     np.testing.assert_allclose(drawn.std(0), deviation, rtol=0.03)
@@ -132,6 +139,6 @@ def test_file_tells_what_it_holds(tmp_path):
         assert stored.keys() == ["values"]
     assert about["version"] == 7
     assert about["network"] == NETWORK
-    assert GroupSpec.from_json(about["group"]) == GroupSpec(
-        name="movers", agents=("a", "b"), observation_shape=(3,), action_space=BOX
-    )
+    assert [GroupSpec.from_json(group) for group in about["groups"]] == [
+        GroupSpec(name="movers", agents=("a", "b"), observation_shape=(3,), action_space=BOX)
+    ]

@@ -15,9 +15,10 @@ COPIES = 5
 
 
 def rows_of(worker, sequence, copies=COPIES):
-    """{group: rows [1, copies, 1]} that say who collected them: worker, sequence and copy."""
-    numbers = worker * 10_000 + sequence * 100 + torch.arange(copies)
-    return {"a": numbers.reshape(1, copies, 1), "b": -numbers.reshape(1, copies, 1)}
+    """{interface: rows [1, copies, 1] and a memory [2, copies, 1, 1]} that say who collected them: worker, sequence and copy."""
+    numbers = (worker * 10_000 + sequence * 100 + torch.arange(copies)).reshape(1, copies, 1)
+    memory = numbers.unsqueeze(-1).expand(2, copies, 1, 1)
+    return {"a": {"rows": numbers, "a/memory": memory}, "b": {"rows": -numbers}}
 
 
 def episodes_of(worker, sequence):
@@ -54,8 +55,10 @@ def test_sample_waits_until_every_worker_has_delivered():
     sampled = value(answer)
     assert sorted(sampled) == [0, 2]
     for worker, version in ((0, 0), (2, 7)):
-        rows, first, episodes, collected_with = sampled[worker]
-        assert torch.equal(rows, rows_of(worker, 0)["a"])
+        parts, first, episodes, collected_with = sampled[worker]
+        assert sorted(parts) == ["a/memory", "rows"]
+        for name, expected in rows_of(worker, 0)["a"].items():
+            assert torch.equal(parts[name], expected)
         assert torch.equal(episodes, episodes_of(worker, 0))
         assert (first, collected_with) == (0, version)
 
@@ -63,13 +66,13 @@ def test_sample_waits_until_every_worker_has_delivered():
 def test_sample_of_what_is_there_is_answered_at_once():
     shard = shard_of()
     insert(shard, 0, 0)
-    assert torch.equal(shard.sample(0, "b", 0, 1)[0][0], rows_of(0, 0)["b"])
+    assert torch.equal(shard.sample(0, "b", 0, 1)[0][0]["rows"], rows_of(0, 0)["b"]["rows"])
 
 
 def test_sampled_fragments_stay_until_acknowledged():
     shard = shard_of()
     insert(shard, 0, 0)
-    assert torch.equal(shard.sample(0, "a", 0, 1)[0][0], shard.sample(0, "a", 0, 1)[0][0])
+    assert torch.equal(shard.sample(0, "a", 0, 1)[0][0]["rows"], shard.sample(0, "a", 0, 1)[0][0]["rows"])
     shard.acknowledge(0, "a", 0)
     assert shard.fragments == {}
 
@@ -108,9 +111,9 @@ def test_room_for_one_worker_is_none_of_anothers():
 def test_repeated_insert_is_stored_once():
     shard = shard_of()
     insert(shard, 0, 0)
-    changed = {name: rows + 1 for name, rows in rows_of(0, 0).items()}
+    changed = {name: {"rows": parts["rows"] + 1} for name, parts in rows_of(0, 0).items()}
     assert shard.insert(0, 0, changed, episodes_of(9, 9), 5) is True
-    assert torch.equal(shard.sample(0, "a", 0, 1)[0][0], rows_of(0, 0)["a"])
+    assert torch.equal(shard.sample(0, "a", 0, 1)[0][0]["rows"], rows_of(0, 0)["a"]["rows"])
     assert shard.next_sequence(0) == 1
     shard.acknowledge(0, "a", 0)
     assert insert(shard, 0, 0) is True  # late as it is, it isn't stored again
@@ -149,8 +152,9 @@ def test_parts_of_a_sample_are_together_its_columns(copies, parts):
     shard = shard_of()
     shard.insert(0, 0, rows_of(0, 0, copies), episodes_of(0, 0), 0)
     pieces = [shard.sample(0, "a", part, parts)[0] for part in range(parts)]
-    assert torch.equal(torch.cat([rows for rows, *_ in pieces], 1), rows_of(0, 0, copies)["a"])
-    sizes = [rows.shape[1] for rows, *_ in pieces]
+    for name, whole in rows_of(0, 0, copies)["a"].items():
+        assert torch.equal(torch.cat([own[name] for own, *_ in pieces], 1), whole)
+    sizes = [own["rows"].shape[1] for own, *_ in pieces]
     assert [first for _, first, *_ in pieces] == [sum(sizes[:part]) for part in range(parts)]
     assert max(sizes) - min(sizes) <= 1
 
@@ -184,7 +188,7 @@ def test_closing_tells_all_who_wait_and_all_who_would_wait():
     shard.close()
     assert [value(answer) for answer in waiting] == [{"stopping": True}] * 3
     assert shard.sample(1, "a", 0, 1) == {"stopping": True}
-    assert torch.equal(shard.sample(0, "a", 0, 1)[0][0], rows_of(0, 0)["a"])  # what is there is still given
+    assert torch.equal(shard.sample(0, "a", 0, 1)[0][0]["rows"], rows_of(0, 0)["a"]["rows"])  # what is there is still given
 
 
 def test_description_says_who_delivered_what():
@@ -208,7 +212,7 @@ def test_sample_parked_before_the_insert_that_gets_room_is_answered():
     assert parked(written)
     shard.acknowledge(0, "b", 0)
     assert value(written) is True
-    assert torch.equal(value(sampled)[0][0], rows_of(0, 1)["a"])
+    assert torch.equal(value(sampled)[0][0]["rows"], rows_of(0, 1)["a"]["rows"])
 
 
 class Writer:
@@ -245,9 +249,9 @@ class Reader:
         if parked(self.answer):
             return
         sign = 1 if group == "a" else -1
-        for worker, (rows, first, episodes, _) in value(self.answer).items():
+        for worker, (own, first, episodes, _) in value(self.answer).items():
             assert episodes[0].tolist() == [worker, self.iteration]
-            self.seen += [(self.iteration, worker, first + i, sign * int(x)) for i, x in enumerate(rows.flatten())]
+            self.seen += [(self.iteration, worker, first + i, sign * int(x)) for i, x in enumerate(own["rows"].flatten())]
         for _ in range(2 if repeat else 1):
             self.shard.acknowledge(self.iteration, group, part)
         self.answer, self.iteration = None, self.iteration + 1
