@@ -8,8 +8,9 @@ from pettingzoo import ParallelEnv
 
 from marl_hpc.config import ConfigError
 from marl_hpc.envs import ENVS, make
-from marl_hpc.envs.grouping import action_space, group_agents
+from marl_hpc.envs.grouping import group_agents
 from marl_hpc.envs.parallel import ParallelBatch
+from marl_hpc.envs.spaces import action_space, decoder, encoding, flat_mask
 from marl_hpc.types import ActionSpace, EnvSpec
 
 
@@ -464,3 +465,171 @@ def test_environment_of_another_kind_is_refused_with_what_is_expected(monkeypatc
     monkeypatch.setitem(ENVS, "test/object", object)
     with pytest.raises(TypeError, match=r"test/object.*expected a PettingZoo environment, parallel or turn-based"):
         make("test/object")
+
+
+@pytest.mark.parametrize(
+    ("space", "seen", "expected", "image"),
+    [
+        (spaces.MultiDiscrete([2, 3], start=[0, 5]), np.array([1, 6]), [0, 1, 0, 1, 0], False),
+        (spaces.MultiDiscrete([2, 3]), [1, 2], [0, 1, 0, 0, 1], False),
+        (spaces.MultiBinary(3), np.array([1, 0, 1]), [1, 0, 1], False),
+        (spaces.Tuple([spaces.Discrete(2, start=4), spaces.Box(0, 9, (2, 1))]), (5, np.array([[3], [4]])), [0, 1, 3, 4], False),
+        (
+            spaces.Dict({"b": spaces.Box(0, 9, (2,)), "a": spaces.Dict({"c": spaces.MultiBinary(1)})}),
+            {"a": {"c": [1]}, "b": [7, 8]},
+            [1, 7, 8],
+            False,
+        ),
+        (spaces.Box(0, 9, ()), 4.0, [4], False),
+        (
+            spaces.Box(0, 255, (1, 2, 3), np.uint8),
+            np.array([[[0, 1, 2], [3, 200, 255]]], np.uint8),
+            [[[0, 1, 2], [3, 200, 255]]],
+            True,
+        ),
+        (spaces.Box(0, 1, (1, 1, 2), np.uint8), np.array([[[0, 1]]], np.uint8), [[[0, 1]]], False),
+    ],
+)
+def test_observations_become_float32_arrays(space, seen, expected, image):
+    shape, is_image, masked, encode = encoding(space, "a")
+    assert (shape, is_image, masked) == (np.shape(expected), image, False)
+    assert encode(seen).tolist() == expected
+    assert encode(seen).dtype == np.float32
+    both = spaces.Dict({"action_mask": spaces.MultiBinary(2), "observation": space})
+    shape, is_image, masked, encode = encoding(both, "a")
+    assert (shape, is_image, masked) == (np.shape(expected), image, True)
+    assert encode({"observation": seen, "action_mask": [1, 0]}).tolist() == expected
+
+
+def test_all_that_stands_beside_a_mask_is_observed():
+    space = spaces.Dict({"action_mask": spaces.MultiBinary(2), "hand": spaces.Discrete(2), "table": spaces.Box(0, 9, (1,))})
+    shape, _, masked, encode = encoding(space, "a")
+    assert (shape, masked) == ((3,), True)
+    assert encode({"action_mask": [1, 1], "hand": 1, "table": [5]}).tolist() == [0, 1, 5]
+
+
+@pytest.mark.parametrize(
+    ("space", "words"),
+    [
+        (spaces.Text(3), "can't become one array"),
+        (spaces.Sequence(spaces.Discrete(2)), "can't become one array"),
+        (spaces.Dict({"a": spaces.Discrete(2), "b": spaces.Text(3)}), "can't become one array"),
+        (spaces.Tuple([spaces.Graph(spaces.Discrete(2), None)]), "a Dict or Tuple of those"),
+        (spaces.Dict({"action_mask": spaces.MultiBinary(2)}), "nothing to observe"),
+    ],
+)
+def test_observations_without_a_fixed_size_are_refused(space, words):
+    with pytest.raises(ConfigError, match=rf"(?s)walker: observation space.*{words}"):
+        encoding(space, "walker")
+
+
+@pytest.mark.parametrize(
+    ("space", "expected", "action", "given"),
+    [
+        (spaces.Discrete(3, start=-1), ActionSpace(kind="discrete", n=3), np.int64(2), 1),
+        (spaces.MultiDiscrete([2, 3], start=[1, -1]), ActionSpace(kind="multi_discrete", nvec=(2, 3)), np.array([1, 0]), [2, -1]),
+        (spaces.MultiBinary([2, 2]), ActionSpace(kind="multi_discrete", nvec=(2,) * 4), np.array([1, 0, 0, 1]), [[1, 0], [0, 1]]),
+        (
+            spaces.Box(-1, 1, (2, 1)),
+            ActionSpace(kind="box", shape=(2, 1), low=(-1.0,) * 2, high=(1.0,) * 2),
+            np.array([0.5, -0.5]),
+            [[0.5], [-0.5]],
+        ),
+    ],
+)
+def test_actions_start_at_zero_in_batches_and_where_the_environment_wants_in_it(space, expected, action, given):
+    assert action_space(space, "a") == expected
+    sent = decoder(space)(action)
+    assert np.asarray(sent).tolist() == given
+    assert space.contains(sent)
+
+
+def test_masks_of_several_choices_come_in_parts_or_in_one():
+    parts = flat_mask((np.array([1, 0]), np.array([0, 1, 1])), 5, "a")
+    assert parts.tolist() == flat_mask(np.array([1, 0, 0, 1, 1], np.int8), 5, "a").tolist() == [True, False, False, True, True]
+    assert flat_mask([True, False], 2, "a").tolist() == [True, False]
+    with pytest.raises(ValueError, match="walker: its action mask has 5 entries, its action space 6 choices"):
+        flat_mask(parts, 6, "walker")
+
+
+class Mixed(Quitter):
+    """`a` sees two numbers and has three actions, masked; `b` sees one and has two, which start at 1. Both act for good."""
+
+    def observation_space(self, agent):
+        return spaces.Box(-9, 9, (2 if agent == "a" else 1,))
+
+    def action_space(self, agent):
+        return spaces.Discrete(3) if agent == "a" else spaces.Discrete(2, start=1)
+
+    def see(self):
+        return {"a": np.array([3, 4], np.float32), "b": np.array([5], np.float32)}, {
+            "a": {"action_mask": np.array([0, 1, 1])},
+            "b": {},
+        }
+
+    def reset(self, seed=None, options=None):
+        self.agents = ["a", "b"]
+        return self.see()
+
+    def step(self, actions):
+        self.acted = actions
+        nothing = dict.fromkeys(self.agents, False)
+        return self.see()[0], dict.fromkeys(self.agents, 0.0), nothing, nothing, self.see()[1]
+
+
+def test_group_of_unlike_agents_is_padded_where_the_user_asks_for_it():
+    env = ParallelBatch("mixed", [Mixed()], {"a": "all", "b": "all"})
+    (group,) = env.spec.groups
+    assert (group.observation_shape, group.action_space.n, group.action_mask) == ((2,), 3, True)
+    assert env.spec.version.endswith("; group all padded: observations to 2, actions to 3")
+    assert env.spec.state_shape == (4,)
+    env.reset([0], [0])
+    assert env.observe().observation["all"][0].tolist() == [[3, 4], [5, 0]]
+    assert env.observe().action_mask["all"][0].tolist() == [[False, True, True], [True, True, False]]
+    env.step({"all": np.array([[2, 1]])})
+    assert env.envs[0].acted == {"a": 2, "b": 2}
+    shared = ParallelBatch("mixed", [Mixed()])
+    assert [group.name for group in shared.spec.groups] == ["a", "b"]
+    assert "padded" not in shared.spec.version
+
+
+@pytest.mark.parametrize(
+    ("observation", "action"),
+    [
+        (spaces.Box(0, 255, (4, 4, 3), np.uint8), spaces.Discrete(2)),
+        (spaces.Box(0, 1, (2, 2)), spaces.Discrete(2)),
+        (spaces.Box(0, 1, (2,)), spaces.Box(0, 1, (2,))),
+        (spaces.Box(0, 1, (2,)), spaces.MultiDiscrete([2, 2])),
+    ],
+)
+def test_what_can_not_be_padded_is_refused(observation, action):
+    seen = {"a": spaces.Box(0, 1, (2,)), "b": observation}
+    acts = {"a": spaces.Discrete(2), "b": action}
+    with pytest.raises(ConfigError, match="group 'all'.*b: observation.*only vectors and discrete actions can be padded"):
+        group_agents(["a", "b"], seen, acts, {"a": "all", "b": "all"})
+
+
+class Unmasked(Mixed):
+    def reset(self, seed=None, options=None):
+        super().reset()
+        return self.see()[0], {}
+
+
+def test_mask_that_nobody_announced_is_an_error_and_not_ignored():
+    env = ParallelBatch("unmasked", [Unmasked()])
+    env.reset([0], [0])
+    with pytest.raises(ValueError, match="unmasked: a has an action mask in its info now"):
+        env.step({"a": np.array([[0]]), "b": np.array([[0]])})
+
+
+class Forgetful(Quitter):
+    def step(self, actions):
+        seen, *rest = super().step(actions)
+        return {"b": seen["b"]}, *rest
+
+
+def test_living_agent_without_an_observation_is_an_error():
+    env = ParallelBatch("forgetful", [Forgetful()])
+    env.reset([0], [0])
+    with pytest.raises(ValueError, match="forgetful: a lives on after the step but has no observation"):
+        env.step({"shared": np.zeros((1, 2), int)})
