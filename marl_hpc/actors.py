@@ -39,7 +39,8 @@ class _Policy(nn.Module):
             if g.action_space.kind == "box" and self.head in ("stochastic", "bounded"):
                 # learned, or DDPG's fixed noise
                 free = nn.Parameter(torch.full((g.action_space.size,), float(network.get("log_std", -0.5))))
-                self.log_std[g.name] = free.requires_grad_(self.head == "stochastic")
+                free.requires_grad = self.head == "stochastic"
+                self.log_std[g.name] = free
                 self.register_parameter(f"log_std_{i}", free)  # by number: a group may have any name
 
     def settle(self, group: GroupSpec, outputs: Tensor, mask: Tensor | None) -> Tensor:

@@ -1,6 +1,6 @@
 """Contracts as functions: what an environment or an algorithm has to do to work here. For the tests of those who write one."""
 
 from marl_hpc.testing.algorithms import algorithm_contract
-from marl_hpc.testing.environments import env_contract
+from marl_hpc.testing.environments import ContractError, env_contract, random_actions
 
-__all__ = ["algorithm_contract", "env_contract"]
+__all__ = ["ContractError", "algorithm_contract", "env_contract", "random_actions"]

@@ -25,8 +25,8 @@ def env_contract(make: Callable[[int], EnvBatch], steps: int = 200, *, seed: int
 
     Shapes and types; every active agent has a legal action; agents' episodes end once, after which their places are inactive and
     zero; a copy is over when nobody acts in it any more; in turn-based play one agent acts at a time; what was returned isn't
-    written again, so that final observations stay; equal seeds give equal episodes, also after other ones; copies don't touch each
-    other, which `independent=False` leaves out for simulators that promise it only roughly. Raises ContractError saying what broke.
+    written again, so that final observations stay; equal seeds give equal episodes, also after others and after abandoned
+    ones; copies don't touch each other, which `independent=False` leaves out for simulators that promise it only roughly. Raises ContractError saying what broke.
     """
     env = make(3)
     spec = env.spec
@@ -38,6 +38,7 @@ def env_contract(make: Callable[[int], EnvBatch], steps: int = 200, *, seed: int
         spec.state_from in ("environment", "observations"), f"spec.state_from={spec.state_from!r}: environment or observations"
     )
     first = _Game(env, seed).play(steps)
+    _Game(env, seed).abandon()
     _same(first, _Game(env, seed).play(steps), "the same environment, reset with the same seeds again,")
     other = make(3)
     _require(other.spec == spec, f"make gave another spec the second time: {other.spec} instead of {spec}")
@@ -73,34 +74,44 @@ class _Game:
         moments, kept = [_copy(self._moment(seen, None))], []
         for t in range(steps):
             actions = {name: array.copy() for name, array in self._actions(seen).items()}
+            before = _copy(self._moment(seen, None))
             step = self.env.step(actions)
             self.when = f"after step {t + 1}"
+            self._unchanged(seen, None, before)
             self._check_step(seen, step)
             self._equal(step.seen, self.env.observe(), "observe() differs from the `seen` that step returned")
             moments.append(_copy(self._moment(step.seen, step)))
-            kept.append((step, moments[-1]))
+            kept.append((step.seen, step, moments[-1]))
             seen = step.seen
             over = np.flatnonzero(step.over).tolist()
             if over:
-                for array in (*self.met.values(), *self.ended.values(), *self.gone.values()):
-                    array[over] = False
-                self.env.reset(over, self._seeds(over))
-                self.when = f"after the reset of copies {over} that followed step {t + 1}"
-                after = self._check_seen(self.env.observe())
-                for name, old, new in _pairs(seen, after):
-                    rest = ~step.over
-                    _require(np.array_equal(old[rest], new[rest]), f"{self.when}, {name} of other copies changed")
-                seen = after
+                seen = self._reset_some(seen, over, f"that followed step {t + 1}")
             if len(kept) > 3:
-                self._unchanged(kept.pop(0))
+                self._unchanged(*kept.pop(0))
         for item in kept:
-            self._unchanged(item)
+            self._unchanged(*item)
         lost = len(self.cut) > 0 and all(self.cut)
         _require(
             not lost,
             f"all {len(self.cut)} truncated agents ended with zeros: keep their final observation, values bootstrap from it",
         )
         return moments
+
+    def abandon(self) -> None:
+        """Leave an episode in its middle for another one."""
+        self.play(1)
+        self._reset_some(self.env.observe(), [0], "in mid-episode")
+
+    def _reset_some(self, seen: Seen, copies: list[int], why: str) -> Seen:
+        for array in (*self.met.values(), *self.ended.values(), *self.gone.values()):
+            array[copies] = False
+        self.env.reset(copies, self._seeds(copies))
+        self.when = f"after the reset of copies {copies} {why}"
+        after = self._check_seen(self.env.observe())
+        rest = np.setdiff1d(np.arange(self.env.copies), copies)
+        for name, old, new in _pairs(seen, after):
+            _require(np.array_equal(old[rest], new[rest]), f"{self.when}, {name} of other copies changed")
+        return after
 
     def _seeds(self, copies: list[int]) -> list[int]:
         return [int(self.random[copy].integers(2**31)) for copy in copies]
@@ -215,9 +226,8 @@ class _Game:
         for name, one, two in _pairs(a, b):
             _require(np.array_equal(one, two), f"{self.when}, {text} ({name})")
 
-    def _unchanged(self, item: tuple[Step, Arrays]) -> None:
-        step, then = item
-        now = self._moment(step.seen, step, state=then["state"])
+    def _unchanged(self, seen: Seen, step: Step | None, then: Arrays) -> None:
+        now = self._moment(seen, step, state=then["state"])
         for name in then:
             _require(
                 np.array_equal(now[name], then[name]), f"{self.when}, {name} of an earlier step was written again; return copies"

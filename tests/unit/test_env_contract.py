@@ -184,7 +184,7 @@ BROKEN = {
     "unseeded": (Wrong.Unseeded, "the same seeds again, gave another observation walkers after 0 steps"),
     "depends on earlier episodes": (Wrong.History, "the same seeds again, gave another observation walkers after 0 steps"),
     "copies touch": (Wrong.Leaking, "only copy 0 of three.*gave another reward walkers after 1 steps"),
-    "reset touches other copies": (Wrong.ResetsAll, None),
+    "reset touches other copies": (Wrong.ResetsAll, "observation of walkers of other copies changed"),
     "observe differs": (Wrong.Stale, r"after step 1, observe\(\) differs from the `seen` that step returned"),
     "final observation lost": (Wrong.LosesFinal, "truncated agents ended with zeros: keep their final observation"),
     "dead place not zero": (Wrong.Lingers, "after step 4, bob in copy 0 has ended but its observation isn't zero"),

@@ -605,7 +605,7 @@ def test_group_of_unlike_agents_is_padded_where_the_user_asks_for_it():
 def test_what_can_not_be_padded_is_refused(observation, action):
     seen = {"a": spaces.Box(0, 1, (2,)), "b": observation}
     acts = {"a": spaces.Discrete(2), "b": action}
-    with pytest.raises(ConfigError, match="group 'all'.*b: observation.*only vectors and discrete actions can be padded"):
+    with pytest.raises(ConfigError, match=r"group 'all'.*b: observation.*only vectors and discrete actions can be padded"):
         group_agents(["a", "b"], seen, acts, {"a": "all", "b": "all"})
 
 

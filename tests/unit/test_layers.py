@@ -59,7 +59,7 @@ def test_no_algorithm_imports_comm_or_any_role():
 def test_environments_import_neither_torch_nor_comm():
     files = sorted((PACKAGE / "envs").rglob("*.py"))
     assert files
-    assert importers("torch", files) == set()
+    assert importers("torch", files) == {Path("envs/vmas.py")}  # whose environments are torch's own
     assert importers("marl_hpc.comm", files) == set()
 
 

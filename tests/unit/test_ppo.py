@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from marl_hpc.agents import IndependentAgent
+from marl_hpc.agents.interface import describe_non_finite
 from marl_hpc.algorithms.ppo import PPO, SUMS, PPOConfig
 from marl_hpc.config import ConfigError
 from marl_hpc.distributions import draw_noise
@@ -466,8 +467,11 @@ def test_gradient_is_clipped_after_the_mean_over_samples():
 def test_reward_that_is_not_finite_is_named():
     agent = agent_of()
     batch = collect(agent.algorithm)
-    batch["shared/reward"][0, 0, 0] = float("nan")
-    with pytest.raises(FloatingPointError, match=r"NaN or infinity in shared/reward of 'shared'"):
+    assert describe_non_finite(batch, agent.interface) == ""
+    batch["shared/reward"][0, 0, 1] = float("nan")
+    who = agent.interface.groups[0].agents[1]
+    assert describe_non_finite(batch, agent.interface) == f"NaN or infinity in reward of {who}"
+    with pytest.raises(FloatingPointError, match="gradient of 'shared' is nan at gradient step 0"):
         agent.learn(batch, torch.arange(B), total=B, seed=0, env_steps=0)
 
 

@@ -1,0 +1,40 @@
+"""A whole run in this process, without supervisors: what `world=inline` does once its rank has started."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from marl_hpc.comm.store import Store
+from marl_hpc.comm.world import World
+from marl_hpc.compose import compose
+from marl_hpc.train import Rank, make_env
+
+SMALL = ("rollout.envs=2", "rollout.fragment=20", "budget.env_steps=80", "evaluate.final_episodes=1", "algorithm.hidden=[8]")
+
+
+class NoDeadline:
+    def expect_within(self, seconds: float) -> None:
+        pass
+
+
+def rank(run_dir: Path, *overrides: str) -> Rank:
+    """The one rank of a world=inline run, ready to `run()`."""
+    config = compose([*SMALL, *overrides])
+    run_dir.mkdir(parents=True, exist_ok=True)
+    env = make_env(config, 1)
+    job: dict[str, Any] = {
+        "spec": env.spec.to_json(), "run_dir": str(run_dir), "devices": ["cpu"], "config": asdict(config),
+        "counts": {"learner": 1, "rollout": 1, "parameter": 1, "dataset": 1},
+    }  # fmt: skip
+    store = Store()
+    store.set("start/0", {})
+    return Rank(config, job, World(0, 0, ["inline"], store, NoDeadline(), 60.0, 60.0))  # type: ignore[arg-type]
+
+
+def train(run_dir: Path, *overrides: str) -> list[dict[str, Any]]:
+    """Train to the end; the run's metrics, line by line."""
+    assert rank(run_dir, *overrides).run() == 0
+    return [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
