@@ -88,3 +88,42 @@ class Critic(nn.Module):
 
     def acting(self, batch: Batch) -> Tensor:
         return torch.cat([batch[f"{g.name}/active"] for g in self.interface.groups], -1)
+
+
+class ActionCritic(nn.Module):
+    """Q of each of an agent's own choices, given the state, its observation, who it is, and what the other agents of the team chose.
+
+    One feed-forward network for each group; discrete actions. Agents that don't act count as having chosen nothing.
+    """
+
+    def __init__(self, interface: InterfaceSpec, network: Mapping[str, Any], seeds: Iterator[int]) -> None:
+        super().__init__()
+        self.interface = interface
+        self.sizes = [g.action_space.size for g in interface.groups for _ in g.agents]
+        extra = interface.state_size + sum(self.sizes)
+        plain = {**network, "gru": 0}
+        self.networks: list[AgentNetwork] = [
+            AgentNetwork(replace(g, action_mask=False), g.action_space.size, plain, 1.0, next(seeds), extra)
+            for g in interface.groups
+        ]
+        self.registered = nn.ModuleList(self.networks)
+
+    def forward(self, batch: Batch, chosen: Mapping[str, Tensor], prefix: str = "") -> dict[str, Tensor]:
+        """{group: Q [..., N, A]}; `chosen` are the actions [..., N] of all groups, `prefix` is "next_" for what actions led to."""
+        encoded = []
+        for g in self.interface.groups:
+            one_hot = nn.functional.one_hot(chosen[g.name].long(), g.action_space.n) * batch[f"{g.name}/{prefix}active"].unsqueeze(
+                -1
+            )
+            encoded += list(one_hot.unbind(-2))
+        state, values, place = batch[f"{prefix}state"], {}, 0
+        for network, g in zip(self.networks, self.interface.groups, strict=True):
+            others = []
+            for i in range(len(g.agents)):
+                rest = [torch.zeros_like(x) if j == place + i else x for j, x in enumerate(encoded)]
+                others.append(torch.cat(rest, -1))
+            place += len(g.agents)
+            beside = torch.stack(others, -2).to(state.dtype)
+            extra = torch.cat([state.unsqueeze(-2).expand(*beside.shape[:-1], state.shape[-1]), beside], -1)
+            values[g.name] = network(batch[f"{g.name}/{prefix}observation"], extra)
+        return values

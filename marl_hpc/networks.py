@@ -6,6 +6,7 @@ index as a one-hot beside its observation. Pure torch: no files, no ranks.
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Mapping
 from itertools import pairwise
@@ -59,7 +60,7 @@ class AgentNetwork(nn.Module):
     """Observations [..., N, *shape] of a group to outputs [..., N, A], one set of weights for all agents of the group.
 
     `network` holds hidden, activation, agent_id and gru: with gru=H > 0 a GRU of H units follows the hidden layers, and agents have a
-    memory [..., N, H]. `extra` numbers, the same for all agents, may stand beside each observation: the state, for critics.
+    memory [..., N, H]. `extra` numbers [..., E], the same for all agents, or [..., N, E] may stand beside each observation: the state, for critics.
     """
 
     def __init__(
@@ -103,7 +104,8 @@ class AgentNetwork(nn.Module):
             identity = torch.eye(self.agents, dtype=x.dtype, device=x.device)
             parts.append(identity.expand(*x.shape[:-2], self.agents, self.agents))
         if extra is not None:
-            parts.append(extra.unsqueeze(-2).expand(*x.shape[:-1], extra.shape[-1]))
+            extra = extra.unsqueeze(-2) if extra.dim() < x.dim() else extra
+            parts.append(extra.expand(*x.shape[:-1], extra.shape[-1]))
         return torch.cat(parts, -1) if len(parts) > 1 else x
 
     def step(self, observation: Tensor, memory: Tensor, extra: Tensor | None = None) -> tuple[Tensor, Tensor]:
@@ -178,6 +180,32 @@ class FlatParameters:
                 parameter.grad = self.message[span].view(parameter.shape)
                 offset = span.stop
         self.sums = self.message[total:]
+
+
+class Targets:
+    """Copies of modules that follow them at a distance."""
+
+    def __init__(self, modules: list[nn.Module]) -> None:
+        self.copies = [copy.deepcopy(module) for module in modules]
+        self.followed: list[Tensor] = [p for module in modules for p in module.parameters()]
+        self.following: list[Tensor] = [p for module in self.copies for p in module.parameters()]
+        for p in self.following:
+            p.requires_grad_(False)
+            p.grad = None
+
+    @torch.no_grad()
+    def follow(self, tau: float) -> None:
+        """Move by a share tau of the way; 1 copies."""
+        torch._foreach_lerp_(self.following, self.followed, tau)
+
+    def state(self) -> Tensor:
+        """All their parameters in one buffer."""
+        return torch.cat([p.flatten() for p in self.following])
+
+    @torch.no_grad()
+    def load_state(self, values: Tensor) -> None:
+        for p, part in zip(self.following, values.split([p.numel() for p in self.following]), strict=True):
+            p.copy_(part.view_as(p))
 
 
 def load_flat(module: nn.Module, values: Tensor) -> None:

@@ -12,8 +12,13 @@ from torch import Tensor
 class Adam:
     """Kingma & Ba 2015, as torch.optim.Adam(fused=True) computes it; `values.grad` is read in place."""
 
-    def __init__(self, values: Tensor, *, lr: float, eps: float, betas: tuple[float, float] = (0.9, 0.999)) -> None:
-        self.values, self.lr, self.eps, self.betas = values, lr, eps, betas
+    def __init__(
+        self, values: Tensor, *, lr: float, eps: float, betas: tuple[float, float] = (0.9, 0.999), part: slice = slice(None)
+    ) -> None:
+        """`part` of a flat buffer `values`; the rest isn't touched."""
+        self.buffer, self.part, self.lr, self.eps, self.betas = values, part, lr, eps, betas
+        values = values.detach()[part]
+        self.values = values
         self.mean = torch.zeros_like(values, requires_grad=False)
         self.square = torch.zeros_like(values, requires_grad=False)
         self.count = torch.zeros((), dtype=torch.float32, device=values.device)
@@ -21,8 +26,8 @@ class Adam:
     @torch.no_grad()
     def step(self) -> None:
         self.count += 1
-        gradient = self.values.grad
-        assert gradient is not None, "FlatParameters gives its buffer a gradient for good"
+        assert self.buffer.grad is not None, "FlatParameters gives its buffer a gradient for good"
+        gradient = self.buffer.grad[self.part]
         torch._fused_adam_(
             [self.values], [gradient], [self.mean], [self.square], [], [self.count],
             lr=self.lr, beta1=self.betas[0], beta2=self.betas[1], weight_decay=0.0, eps=self.eps, amsgrad=False, maximize=False,

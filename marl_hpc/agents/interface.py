@@ -35,7 +35,9 @@ class AgentInterface(ABC):
         self.interface, self.exchange, self.device, self.dtype, self.seed = interface, exchange, device, dtype, seed
         self.algorithm = algorithm(config, interface, exchange, device=device, dtype=dtype, seed=seed)
         self.parameters = self.algorithm.parameters
-        self.optimizer = Adam(self.parameters.values, lr=config.lr, eps=config.adam_eps)
+        self.optimizers = [
+            Adam(self.parameters.values, lr=lr, eps=config.adam_eps, part=part) for part, lr in self.algorithm.parts()
+        ]
         self.max_grad_norm = config.max_grad_norm
         self.network = algorithm.network(config, interface)
         self.updates = 0  # gradient steps
@@ -82,7 +84,9 @@ class AgentInterface(ABC):
                 "its batch was finite; lower algorithm.lr or algorithm.max_grad_norm"
             )
         gradient *= (self.max_grad_norm / (norm + 1e-6)).clamp_max(1)
-        self.optimizer.step()
+        for place, optimizer in enumerate(self.optimizers):
+            if self.algorithm.trained is None or self.algorithm.trained == place:
+                optimizer.step()
         self.updates += 1
         self.algorithm.stepped(self.updates)
         return parameters.sums.clone()
@@ -95,7 +99,8 @@ class AgentInterface(ABC):
 
     def state(self) -> dict[str, Tensor]:
         """All that training goes on from, for a checkpoint."""
-        parts = {"optimizer": self.optimizer.state(), "algorithm": self.algorithm.state()}
+        parts = {f"optimizer{i}": optimizer.state() for i, optimizer in enumerate(self.optimizers)}
+        parts["algorithm"] = self.algorithm.state()
         record = {f"{part}.{name}": x.detach().cpu() for part, state in parts.items() for name, x in state.items()}
         updates = torch.tensor(self.updates)
         return {**record, "values": self.parameters.values.detach().cpu(), "updates": updates}
@@ -112,7 +117,8 @@ class AgentInterface(ABC):
         with torch.no_grad():
             self.parameters.values.copy_(state["values"])
         self.updates = int(state["updates"])
-        for part, owner in (("optimizer.", self.optimizer), ("algorithm.", self.algorithm)):
+        owners = {f"optimizer{i}.": optimizer for i, optimizer in enumerate(self.optimizers)}
+        for part, owner in {**owners, "algorithm.": self.algorithm}.items():
             owner.load_state({name.removeprefix(part): x for name, x in state.items() if name.startswith(part)})
 
     def export(self, name: str, path: Path, version: int) -> None:

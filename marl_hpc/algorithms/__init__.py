@@ -24,6 +24,8 @@ from marl_hpc.types import Exchange, InterfaceSpec, ReplayConfig
 ALGORITHMS: dict[str, str | type] = {
     "ppo": "marl_hpc.algorithms.ppo:PPO",
     "a2c": "marl_hpc.algorithms.a2c:A2C",
+    "happo": "marl_hpc.algorithms.happo:HAPPO",
+    "coma": "marl_hpc.algorithms.coma:COMA",
     "dqn": "marl_hpc.algorithms.dqn:DQN",
     "vdn": "marl_hpc.algorithms.vdn:VDN",
     "qmix": "marl_hpc.algorithms.qmix:QMIX",
@@ -44,6 +46,7 @@ class Algorithm(Protocol):
     parameters: FlatParameters  # the policies first, in their order, so that they are the buffer's beginning
     config: Any
     priorities: torch.Tensor | None  # [U, S] of the sequences of the last batch, where they are drawn by priority
+    trained: int | None  # the place in `parts` of what the last minibatch trains; None: all of it
     sums: tuple[str, ...]  # what `loss` sums beside the gradient; one of them is `count`, the samples summed over
 
     def __init__(
@@ -79,6 +82,10 @@ class Algorithm(Protocol):
 
     def loss(self, minibatch: Batch) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
         """(loss, the numbers named by `sums`), both summed over this replica's part of the minibatch."""
+        ...
+
+    def parts(self) -> list[tuple[slice, float]]:
+        """The parts of the flat buffer that are optimized each by itself, and their learning rates."""
         ...
 
     def stepped(self, updates: int) -> None:

@@ -43,7 +43,8 @@ class ActorCritic:
     """An on-policy algorithm's common part; `loss` is the algorithm's own."""
 
     sums: tuple[str, ...]
-    epochs, parts = 1, 1
+    trained: int | None = None
+    epochs, splits = 1, 1
     priorities = None
 
     def __init__(
@@ -54,11 +55,14 @@ class ActorCritic:
         seeds = (integer(seed, INITIALIZATION, i) for i in range(1 << 30))
         network = self.network(config, interface)
         self.policies = build_policies(interface.policies, network, seeds)
-        self.critic = Critic(interface, network, seeds, config.critic == "shared")
+        self.critic = self.build_critic(network, seeds)
         modules = [*self.policies.values(), self.critic]
         self.parameters = FlatParameters(modules, device=device, dtype=dtype, slots=len(self.sums))
         self.values = ValueNormalizer()
         self.critic_memory: Tensor | None = None  # [B, N, H] after the last batch: its copies go on in the next
+
+    def build_critic(self, network: dict[str, Any], seeds: Iterator[int]) -> Any:
+        return Critic(self.interface, network, seeds, self.config.critic == "shared")
 
     @classmethod
     def network(cls, config: Any, interface: InterfaceSpec) -> dict[str, Any]:
@@ -86,14 +90,18 @@ class ActorCritic:
     def minibatches(self, batch: Batch, columns: Tensor, total: int, seed: int, env_steps: int) -> Iterator[Batch]:
         """See `Algorithm.minibatches`. A sample is one chunk of steps (one step, where there is no memory) of one copy with all
         agents; fields of a minibatch are [L, S, …] for S chunks of L steps."""
-        samples = self.samples(self.with_advantages(batch))
+        yield from self.parts_of(self.with_advantages(batch), columns, total, seed)
+
+    def parts_of(self, batch: Batch, columns: Tensor, total: int, seed: int) -> Iterator[Batch]:
+        """`epochs` passes over a batch with advantages, each in `splits` global minibatches."""
+        samples = self.samples(batch)
         copies = batch["first"].shape[1]
         chunks = len(batch["first"]) // len(samples["first"])
         place = np.full(chunks * total, -1)  # global sample -> this replica's, or -1
         place.reshape(chunks, total)[:, columns.cpu().numpy()] = np.arange(chunks * copies).reshape(chunks, copies)
         for epoch in range(self.epochs):
             order = place[generator(seed, MINIBATCH, epoch).permutation(len(place))]
-            for part in np.array_split(order, self.parts):
+            for part in np.array_split(order, self.splits):
                 rows = torch.from_numpy(part[part >= 0]).to(samples["first"].device)
                 yield {name: x[rows] if name.endswith("/memory") else x[:, rows] for name, x in samples.items()}
 
@@ -133,7 +141,7 @@ class ActorCritic:
                 continues=continues,
             )  # fmt: skip
             targets = advantages + values
-            moments = torch.stack([_moments(targets, known), _moments(advantages, known)])
+            moments = torch.stack([moments_of(targets, known), moments_of(advantages, known)])
             self.exchange.sum_(moments)
             if self.config.normalize_values:
                 self.values.update(moments[0].cpu())
@@ -199,6 +207,9 @@ class ActorCritic:
     def stepped(self, updates: int) -> None:
         pass
 
+    def parts(self) -> list[tuple[slice, float]]:
+        return [(slice(None), self.config.lr)]
+
     def state(self) -> dict[str, Tensor]:
         return {"value_moments": self.values.moments}
 
@@ -217,7 +228,7 @@ def memory_of(batch: Batch, policy: str) -> Tensor:
     return batch.get(f"{policy}/memory", batch["first"].new_zeros(0, dtype=torch.float32))
 
 
-def _moments(x: Tensor, known: Tensor) -> Tensor:
+def moments_of(x: Tensor, known: Tensor) -> Tensor:
     """(count, sum, sum of squares) over known entries, in float64 so that the order of summation hardly matters."""
     x, weight = x.double(), known.double()
     return torch.stack([weight.sum(), (x * weight).sum(), (x * x * weight).sum()])

@@ -6,7 +6,6 @@ one it is `burn_in` + `chunk`, and the first `burn_in` steps only warm the memor
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -16,7 +15,7 @@ from torch import Tensor, nn
 
 from marl_hpc.algorithms import Batch, NetworkConfig, check_network, network_options
 from marl_hpc.config import ConfigError
-from marl_hpc.networks import FlatParameters
+from marl_hpc.networks import FlatParameters, Targets
 from marl_hpc.returns import gae
 from marl_hpc.types import Exchange, InterfaceSpec, ReplayConfig
 
@@ -46,6 +45,7 @@ class OffPolicy:
     """An off-policy algorithm's common part; `loss` is the algorithm's own, and fills `errors` [S] where priorities are wanted."""
 
     sums: tuple[str, ...]
+    trained: int | None = None
 
     def __init__(self, config: Any, interface: InterfaceSpec, exchange: Exchange) -> None:
         self.config, self.interface, self.exchange = config, interface, exchange
@@ -56,13 +56,8 @@ class OffPolicy:
     def hold(self, modules: list[nn.Module], targets: list[nn.Module], *, device: Any, dtype: torch.dtype) -> list[nn.Module]:
         """Put `modules` into the flat buffer, and return target copies of `targets`, some of them."""
         self.parameters = FlatParameters(modules, device=device, dtype=dtype, slots=len(self.sums))
-        copies = [copy.deepcopy(module) for module in targets]
-        self.followed: list[Tensor] = [p for module in targets for p in module.parameters()]
-        self.following: list[Tensor] = [p for module in copies for p in module.parameters()]
-        for p in self.following:
-            p.requires_grad_(False)
-            p.grad = None
-        return copies
+        self.target = Targets(targets)
+        return self.target.copies
 
     @classmethod
     def network(cls, config: Any, interface: InterfaceSpec) -> dict[str, Any]:
@@ -134,20 +129,19 @@ class OffPolicy:
         """A field of all groups' agents side by side."""
         return torch.cat([batch[f"{name}/{field}"] for name in self.names], -1)
 
-    @torch.no_grad()
     def stepped(self, updates: int) -> None:
         if updates % self.config.target_every == 0:
-            torch._foreach_lerp_(self.following, self.followed, self.config.target_tau)
+            self.target.follow(self.config.target_tau)
 
     def summarize(self, sums: Tensor) -> dict[str, float]:
         total = dict(zip(self.sums, sums.sum(0).tolist(), strict=True))
         return {f"loss/{name}": total[name] / max(total["count"], 1) for name in self.sums if name != "count"}
 
+    def parts(self) -> list[tuple[slice, float]]:
+        return [(slice(None), self.config.lr)]
+
     def state(self) -> dict[str, Tensor]:
-        return {"following": torch.cat([p.detach().flatten() for p in self.following])}
+        return {"target": self.target.state()}
 
     def load_state(self, state: dict[str, Tensor]) -> None:
-        parts = state["following"].split([p.numel() for p in self.following])
-        with torch.no_grad():
-            for p, values in zip(self.following, parts, strict=True):
-                p.copy_(values.view_as(p))
+        self.target.load_state(state["target"])

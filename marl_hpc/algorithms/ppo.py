@@ -39,7 +39,7 @@ class PPO(ActorCritic):
         self, config: PPOConfig, interface: InterfaceSpec, exchange: Exchange, *, device: Any, dtype: torch.dtype, seed: int
     ) -> None:
         super().__init__(config, interface, exchange, device=device, dtype=dtype, seed=seed)
-        self.epochs, self.parts = config.epochs, config.minibatches
+        self.epochs, self.splits = config.epochs, config.minibatches
 
     @classmethod
     def check(cls, config: PPOConfig, interface: InterfaceSpec, fragment: int) -> None:
@@ -59,27 +59,45 @@ class PPO(ActorCritic):
         """
         config, known = self.config, minibatch["known"].to(minibatch["target"].dtype)
         log_prob, entropy = self.act(minibatch)
-        log_ratio = (log_prob - minibatch["proximal_log_prob"]) * known
-        weight = ((minibatch["proximal_log_prob"] - minibatch["log_prob"]) * known).exp().clamp_max(config.max_weight)
-        ratio, advantage = log_ratio.exp(), weight * minibatch["advantage"] * minibatch.get("factor", 1.0)
-        clipped = ratio.clamp(1 - config.clip, 1 + config.clip)
-        policy_loss = -torch.minimum(ratio * advantage, clipped * advantage)
-        value = self.value(minibatch)
-        value_loss = (value - minibatch["target"]) ** 2
-        if config.value_clip is not None:
-            near = minibatch["old_value"] + (value - minibatch["old_value"]).clamp(-config.value_clip, config.value_clip)
-            value_loss = torch.maximum(value_loss, (near - minibatch["target"]) ** 2)
+        policy_loss, ratio = self.surrogate(minibatch, log_prob, known)
+        value_loss = self.value_loss(minibatch)
         loss = ((policy_loss - config.entropy * entropy + config.value_weight * value_loss) * known).sum()
         with torch.no_grad():
-            kept = {
-                "count": known, "policy": policy_loss * known, "value": value_loss * known, "entropy": entropy * known,
-                "kl": (ratio - 1 - log_ratio) * known, "clipped": ((ratio - 1).abs() > config.clip) * known,
-            }  # fmt: skip
-            sums = {name: x.sum() for name, x in kept.items()}
-            sums["ratio_deviation"] = torch.cat(
-                [(((log_prob - minibatch["log_prob"]) * known).exp() - 1).abs().flatten(), known.new_zeros(1)]
-            ).max()
-            return loss, sums
+            return loss, {
+                **self.policy_sums(minibatch, log_prob, policy_loss, ratio, entropy, known),
+                "value": (value_loss * known).sum(),
+            }
+
+    def surrogate(self, minibatch: Batch, log_prob: Tensor, known: Tensor) -> tuple[Tensor, Tensor]:
+        """(loss of the policy, ratio to the policy that learning starts from), both [L, S, N]."""
+        config = self.config
+        weight = ((minibatch["proximal_log_prob"] - minibatch["log_prob"]) * known).exp().clamp_max(config.max_weight)
+        ratio, advantage = ((log_prob - minibatch["proximal_log_prob"]) * known).exp(), weight * minibatch["advantage"]
+        clipped = ratio.clamp(1 - config.clip, 1 + config.clip)
+        return -torch.minimum(ratio * advantage, clipped * advantage), ratio
+
+    def value_loss(self, minibatch: Batch) -> Tensor:
+        """Squared errors [L, S, N], clipped as `value_clip` says."""
+        value, clip = self.value(minibatch), self.config.value_clip
+        loss = (value - minibatch["target"]) ** 2
+        if clip is not None:
+            near = minibatch["old_value"] + (value - minibatch["old_value"]).clamp(-clip, clip)
+            loss = torch.maximum(loss, (near - minibatch["target"]) ** 2)
+        return loss
+
+    def policy_sums(
+        self, minibatch: Batch, log_prob: Tensor, policy_loss: Tensor, ratio: Tensor, entropy: Tensor, known: Tensor
+    ) -> dict[str, Tensor]:
+        """What metrics tell of the policy, all but `value` of SUMS."""
+        kept = {
+            "count": known, "policy": policy_loss * known, "entropy": entropy * known, "kl": (ratio - 1 - ratio.log()) * known,
+            "clipped": ((ratio - 1).abs() > self.config.clip) * known,
+        }  # fmt: skip
+        deviation = (((log_prob - minibatch["log_prob"]) * known).exp() - 1).abs().flatten()
+        return {
+            **{name: x.sum() for name, x in kept.items()},
+            "ratio_deviation": torch.cat([deviation, known.new_zeros(1)]).max(),
+        }
 
     def summarize(self, sums: Tensor) -> dict[str, float]:
         """Means over a batch's epochs from the sums of its minibatches [M, len(SUMS)], by name."""
