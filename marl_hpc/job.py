@@ -30,7 +30,7 @@ from marl_hpc.config import Config, ConfigError
 from marl_hpc.progress import Progress
 from marl_hpc.report import render
 from marl_hpc.roles.assign import assign, count_roles, place_on_gpus, table
-from marl_hpc.run_folder import open_run
+from marl_hpc.run_folder import RunFolder, open_run
 from marl_hpc.storage.checkpoint import write_atomically
 from marl_hpc.summary import Summary, describe
 
@@ -73,6 +73,7 @@ class Job:
         self.started = time.time()
         self.job: dict[str, Any] = {"roles": [], "devices": [], "spec": {"version": None}}  # as long as none is known
         self.hosts: list[str] = []
+        self.run_folder: RunFolder | None = None
 
     # rank 0
 
@@ -91,13 +92,15 @@ class Job:
                 self.run_dir = self.run_folder.path
                 hellos = self.greet(store)
                 self.hosts = [h["host"] for h in hellos]
-                spec = self.prepare(store, port, key)
+                spec = self.prepare(store, port, key, self.run_folder)
                 hosts, gpus = self.hosts, [h["gpus"] for h in hellos]
                 roles = ["inline"] if self.inline else [str(r) for r in assign(self.counts, hosts, [len(g) for g in gpus])]
                 wanted = self.cuda and self.config.device != "cpu"
                 devices = place_on_gpus(roles, hosts, gpus) if wanted else ["cpu"] * self.size
             except ConfigError as error:
                 store.set("job", {"wrong": str(error)})
+                if self.run_folder is not None:
+                    self.run_folder.abandon()
                 self.part(store)
                 raise
             except StoppedEarly as stopped:
@@ -153,7 +156,7 @@ class Job:
         return {"host": socket.gethostname(), "address": address, "gpus": visible_gpus(), "asked": self.asked, "launcher": self.launch.launcher,
                 "pid": os.getpid()}  # fmt: skip
 
-    def prepare(self, store: AnyStore, port: int, key: str) -> dict[str, Any]:
+    def prepare(self, store: AnyStore, port: int, key: str, folder: RunFolder) -> dict[str, Any]:
         """Let a role process check what needs torch or the environment. Raises ConfigError with what it says."""
         job = {"config": asdict(self.config), "store": [network.LOOPBACK, port], "key": key}
         log, written = os.pipe()
@@ -162,16 +165,24 @@ class Job:
         self.zygote.start(-1, "marl_hpc.train:prepare", job, written, stamp)
         os.close(written)
         os.close(stamp)
-        said = threading.Thread(target=lambda: (self.run_dir / "logs" / "prepare.log").write_bytes(_drain(log)), daemon=True)
-        said.start()
+        printed: list[bytes] = []
+
+        def keep() -> None:
+            printed.append(_drain(log))
+            with contextlib.suppress(OSError):  # the folder is gone when the configuration was wrong
+                (folder.path / "logs" / "prepare.log").write_bytes(printed[0])
+
+        listener = threading.Thread(target=keep, daemon=True)
+        listener.start()
         until = time.monotonic() + self.start_s
         while (found := store.get("prepared")) is None:
             ended = [event for event in self.zygote.events(0.1) if event.get("exited") == -1]
             found = store.get("prepared")
             self.heed_signals()
             if found is None and (ended or time.monotonic() > until):
-                said.join(1)
-                raise ConfigError(f"the environment couldn't be made; see {self.run_dir}/logs/prepare.log")
+                listener.join(1)
+                told = b"".join(printed).decode(errors="replace").strip() or "it printed nothing"
+                raise ConfigError(f"the environment couldn't be made{'' if ended else f' in {self.start_s:.0f} s'}:\n{told}")
         if "wrong" in found:
             raise ConfigError(found["wrong"])
         if "failed" in found:
@@ -185,6 +196,7 @@ class Job:
 
     def name_start(self, store: AnyStore, generation: int) -> None:
         """Say which checkpoint a generation starts from."""
+        assert self.run_folder is not None
         start = self.run_folder.start(self.config, generation)
         where = "the beginning" if start is None else f"{start[0].name} ({start[1].env_steps} environment steps)"
         if generation > 0 or self.run_folder.resuming or self.run_folder.source:

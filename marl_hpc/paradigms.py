@@ -79,7 +79,9 @@ def plan(config: Config, spec: EnvSpec) -> list[Plan]:
             raise ConfigError(f"team_reward={interface.team_reward!r} is not a choice; mean, sum or individual")
         if interface.joint_policy and interface.team_reward == "individual":
             raise ConfigError("paradigm=centralized is one policy for the team: team_reward must be mean or sum, not individual")
-        algorithm, options = algorithms.configure({**config.algorithm, **section.get("algorithm", {})})
+        own = section.get("algorithm", {})
+        same = own.get("name", config.algorithm.get("name")) == config.algorithm.get("name")
+        algorithm, options = algorithms.configure({**config.algorithm, **own} if same else own)  # options are an algorithm's own
         algorithm.check(options, interface, config.rollout.fragment)
         plans.append(Plan(interface, paradigm.agent, algorithm, options))
     names = [name for p in plans for name in p.interface.policies]

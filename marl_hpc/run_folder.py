@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import shutil
 import time
+from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
 from typing import NamedTuple
@@ -17,11 +19,20 @@ class RunFolder(NamedTuple):
     path: Path
     resuming: bool  # go on from this run's own checkpoints
     source: tuple[Path, Manifest] | None  # a checkpoint that the user named, for a run that has none of its own
+    fresh: bool  # nothing was in it
 
     def start(self, config: Config, generation: int) -> tuple[Path, Manifest] | None:
         """The checkpoint that a generation starts from; None for the beginning."""
         own = newest(self.path, fingerprint(config)) if generation > 0 or self.resuming else None
         return own or self.source
+
+    def abandon(self) -> None:
+        """Leave a fresh folder as empty as it was, so that a corrected command may use it."""
+        if self.fresh:
+            (self.path / "config.yaml").unlink(missing_ok=True)
+            shutil.rmtree(self.path / "logs", ignore_errors=True)
+            with suppress(OSError):  # a folder that holds something else by now stays
+                self.path.rmdir()
 
 
 def open_run(config: Config, *, restarted: bool, resume_from: Path | None = None) -> RunFolder:
@@ -58,13 +69,14 @@ def open_run(config: Config, *, restarted: bool, resume_from: Path | None = None
         raise ConfigError(
             f"run.dir={folder} holds checkpoints of another configuration; choose another run.dir, or undo the keys that were changed"
         )
+    fresh = not folder.is_dir() or not any(folder.iterdir())
     try:
         (folder / "logs").mkdir(parents=True, exist_ok=True)
         write_atomically(folder / "config.yaml", yaml.safe_dump(asdict(config), sort_keys=False))
         (folder / "summary.json").unlink(missing_ok=True)
     except OSError as error:
         raise ConfigError(f"run.dir={folder} can't be written: {error}; choose another folder") from error
-    return RunFolder(folder, mode != "never", source)
+    return RunFolder(folder, mode != "never", source, fresh)
 
 
 def named_checkpoint(text: str, config: Config) -> tuple[Path, Manifest]:

@@ -164,3 +164,20 @@ def test_what_may_change_between_attempts_is_no_other_configuration(source):
 def test_folder_that_cannot_be_written_is_refused(tmp_path):
     (tmp_path / "file").write_text("")
     refused(configured(tmp_path / "file" / "run"), "can't be written", "choose another folder")
+
+
+def test_abandoned_folder_is_as_empty_as_it_was(tmp_path, source):
+    for folder in (tmp_path / "new", source):
+        before = sorted(folder.rglob("*"))
+        opened = open_run(configured(folder, resume="auto"), restarted=False)
+        assert (folder / "config.yaml").read_text()
+        opened.abandon()
+        assert folder.exists() == bool(before)
+        assert set(before) <= set(folder.rglob("*"))
+
+
+def test_abandoned_folder_keeps_what_came_there_meanwhile(tmp_path):
+    opened = open_run(configured(tmp_path / "new"), restarted=False)
+    (tmp_path / "new" / "thesis.tex").write_text("mine")
+    opened.abandon()
+    assert [path.name for path in (tmp_path / "new").iterdir()] == ["thesis.tex"]
