@@ -131,7 +131,7 @@ def main() -> None:
             )
     arguments.output.parent.mkdir(exist_ok=True)
     record = {
-        "question": __doc__.splitlines()[0], "repeats": arguments.repeats, "original_steps": arguments.original_steps,
+        "question": (__doc__ or "").splitlines()[0], "repeats": arguments.repeats, "original_steps": arguments.original_steps,
         "port_steps": arguments.port_steps, "cores": os.cpu_count(), "git": git_state(),
         "versions": {**versions(), **{name: importlib.metadata.version(name) for name in ("mpe2", "lbforaging")}},
         "table": table,

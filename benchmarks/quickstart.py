@@ -21,7 +21,7 @@ import numpy as np
 
 from marl_hpc import envs
 from marl_hpc.evaluation import summarize
-from marl_hpc.job import git_state, versions
+from marl_hpc.summary import git_state, versions
 
 
 def random_returns(episodes: int) -> list[float]:
@@ -68,7 +68,7 @@ def main() -> None:
         )
     arguments.output.parent.mkdir(exist_ok=True)
     record = {
-        "question": __doc__.splitlines()[0],
+        "question": (__doc__ or "").splitlines()[0],
         "cores": os.cpu_count(),
         "git": git_state(),
         "versions": versions(),

@@ -24,7 +24,7 @@ from pathlib import Path
 import numpy as np
 
 from marl_hpc import envs
-from marl_hpc.job import git_state, versions
+from marl_hpc.summary import git_state, versions
 
 LAYOUTS = {
     "inline (1 process)": ["world=inline"],
@@ -99,7 +99,7 @@ def main() -> None:
         )
     arguments.output.parent.mkdir(exist_ok=True)
     record = {
-        "question": __doc__.splitlines()[0], "environment": "mpe2 simple_spread_v3, 3 agents, 25 steps", "repeats": arguments.repeats,
+        "question": (__doc__ or "").splitlines()[0], "environment": "mpe2 simple_spread_v3, 3 agents, 25 steps", "repeats": arguments.repeats,
         "env_steps": arguments.env_steps, "cores": os.cpu_count(), "git": git_state(), "versions": versions(), "table": table,
         "peak_memory_mb_of_largest_child": resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss // 1024,
     }  # fmt: skip

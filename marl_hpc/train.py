@@ -14,6 +14,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 import yaml
 
@@ -26,7 +27,6 @@ from marl_hpc.comm.world import World, join, pin_threads
 from marl_hpc.comm.zygote import Stamp
 from marl_hpc.compose import from_record
 from marl_hpc.config import Config, ConfigError
-from marl_hpc.evaluation import summarize
 from marl_hpc.keyed_random import GROUP, integer
 from marl_hpc.metrics import Clock
 from marl_hpc.policies import load_networks
@@ -35,7 +35,7 @@ from marl_hpc.roles.dataset import DatasetShard
 from marl_hpc.roles.learner import Learner, Replica
 from marl_hpc.roles.parameter import ParameterShard
 from marl_hpc.roles.play import play
-from marl_hpc.roles.recorder import SCALE, Recorder
+from marl_hpc.roles.recorder import Recorder, summarize_episodes
 from marl_hpc.roles.rollout import RolloutWorker
 from marl_hpc.roles.schedule import Schedule
 from marl_hpc.storage.checkpoint import Manifest
@@ -194,8 +194,7 @@ class Rank:
                 replicas.append(Replica(agent, hosts.index(index), len(hosts)))
         recorder = None
         if index == 0:
-            agents = len(self.spec.agents)
-            recorder = Recorder(config, self.run_dir, agents, self.schedule, world, self.resumed[1] if self.resumed else None)
+            recorder = Recorder(config, self.run_dir, self.spec, self.schedule, world, self.resumed[1] if self.resumed else None)
         learner = Learner(
             config, index, replicas, ParameterClient(parameters, world, clock), DatasetClient(dataset, world, clock, config.rollout.envs),
             self.schedule, recorder, self.run_dir, world, clock, len(self.plans) == 1,
@@ -262,7 +261,7 @@ def evaluate_run(run_dir: Path, options: list[str]) -> str:
     except FileNotFoundError as error:
         raise ConfigError(str(error)) from error
     results = play(batch, policies, range(known["episodes"]), seed=known["seed"], greedy=known["greedy"])
-    record = summarize([episode_return for episode_return, _ in results], scale=SCALE)
+    record = summarize_episodes(np.array(results), [group.name for group in batch.spec.groups])
     return json.dumps({**record, **known, "environment": batch.spec.version}, indent=1)
 
 

@@ -57,7 +57,7 @@ class Batch(NamedTuple):
 
     parts: dict[str, Tensor]  # rows, and policy/memory [C, B, …]
     columns: Tensor
-    episodes: Tensor  # [E, 2]
+    episodes: Tensor  # [E, 2 + G]: return, length, return of each group
     versions: list[int]
     drawn: dict[str, Tensor] | None = None  # from the interface's replay table, where it has one; {} while that has too little
 

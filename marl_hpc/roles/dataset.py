@@ -23,7 +23,7 @@ from marl_hpc.storage.replay import ReplayTable
 
 class Fragment(NamedTuple):
     rows: dict[str, dict[str, Tensor]]  # interface -> packed rows [T, B, row], and memories [C, B, …]
-    episodes: Tensor  # [episodes that ended, 2]: return (mean over agents), length
+    episodes: Tensor  # [episodes that ended, 2 + G]: return (mean over agents), length, return of each group
     version: int  # that collected it
 
 
@@ -157,7 +157,7 @@ class DatasetShard:
             self.parking.settle()
 
     def evaluation(self, version: int, wait: bool) -> Any:
-        """{"episodes": [E, 3]} of a version from this shard's workers; where some are missing, waits or answers {}."""
+        """{"episodes": [E, 3 + G]} of a version from this shard's workers; where some are missing, waits or answers {}."""
 
         def ready() -> dict[str, Tensor] | None:
             parts = self.evaluations.get(version, {})

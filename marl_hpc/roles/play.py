@@ -22,8 +22,8 @@ def play(
     seed: int,
     greedy: bool,
     alive: Callable[[], None] = lambda: None,
-) -> list[tuple[float, int]]:
-    """(return, length) of each of these episodes: returns are sums over steps, means over agents.
+) -> list[tuple[float, ...]]:
+    """(return, length, return of each group) of each of these episodes: returns are sums over steps, means over agents.
 
     An episode is known by its number: its start and its action noise are keyed by (seed, number), so the same policies play it alike
     whoever plays it, and beside whatever other episodes.
@@ -31,8 +31,9 @@ def play(
     waiting = list(episodes)
     playing: dict[int, int] = {}  # copy -> episode
     streams: dict[int, np.random.Generator] = {}
-    returns, lengths = np.zeros(env.copies), np.zeros(env.copies, int)
-    results: list[tuple[int, float, int]] = []
+    sizes = np.array([len(group.agents) for group in env.spec.groups])
+    returns, lengths = np.zeros((env.copies, len(sizes))), np.zeros(env.copies, int)  # of groups, summed over agents
+    results: list[tuple[float, ...]] = []
     over = np.ones(env.copies, bool)
     memories = [torch.zeros(env.copies, *policy.memory_shape, dtype=dtype_of(policy)) for policy in policies]
     while waiting or playing:
@@ -54,11 +55,17 @@ def play(
             chosen, memories[i] = choose(policy, seen, memories[i], None if greedy else {b: streams[b] for b in playing})
             actions |= chosen
         after = env.step(actions)
-        returns += sum(reward.sum(1) for reward in after.reward.values()) / len(env.spec.agents)
+        returns += np.stack([after.reward[group.name].sum(1) for group in env.spec.groups], 1)
         lengths += 1
         over = after.over
-        results += [(playing.pop(b), float(returns[b]), int(lengths[b])) for b in list(playing) if over[b]]
-    return [(episode_return, length) for _, episode_return, length in sorted(results)]
+        for b in [b for b in playing if over[b]]:
+            results.append((playing.pop(b), *summary_of(returns[b], sizes, lengths[b])))
+    return [row[1:] for row in sorted(results)]
+
+
+def summary_of(returns: np.ndarray, sizes: np.ndarray, length: int) -> tuple[float, ...]:
+    """(return, length, return of each group), means over agents, from the groups' sums [G] over so many agents [G]."""
+    return (float(returns.sum() / sizes.sum()), float(length), *(returns / sizes).tolist())
 
 
 @torch.no_grad()

@@ -13,15 +13,27 @@ from marl_hpc.metrics import MetricsWriter
 from marl_hpc.roles.clients import Batch, DatasetClient, World
 from marl_hpc.roles.schedule import Schedule
 from marl_hpc.storage.checkpoint import Manifest, complete
+from marl_hpc.types import EnvSpec
 
 SCALE = "sum over steps, mean over agents"
+GROUP_SCALE = "sum over steps, mean over the group's agents"
+
+
+def summarize_episodes(episodes: Any, groups: list[str]) -> dict[str, Any]:
+    """`evaluation.summarize` of rows [E, 2 + G] as `play` gives them, with each group's own under `groups` where there are several."""
+    record = summarize(episodes[:, 0], scale=SCALE)
+    if len(groups) > 1:
+        own = {group: summarize(episodes[:, 2 + i], scale=GROUP_SCALE) for i, group in enumerate(groups)}
+        record["groups"] = own
+    return record
 
 
 class Recorder:
     def __init__(
-        self, config: Config, run_dir: Path, agents: int, schedule: Schedule, world: World, resumed: Manifest | None
+        self, config: Config, run_dir: Path, spec: EnvSpec, schedule: Schedule, world: World, resumed: Manifest | None
     ) -> None:
-        self.config, self.run_dir, self.agents, self.schedule, self.world = config, run_dir, agents, schedule, world
+        self.config, self.run_dir, self.schedule, self.world = config, run_dir, schedule, world
+        self.agents, self.groups = len(spec.agents), [group.name for group in spec.groups]
         self.earlier_s = resumed.wall_s if resumed else 0.0  # of the attempts before this one
         self.writer = MetricsWriter(run_dir, schedule.start, config.logger.name, asdict(config))
         self.started = self.last = time.monotonic()
@@ -58,6 +70,7 @@ class Recorder:
         if len(batch.episodes):
             metrics["train/return_mean"] = float(batch.episodes[:, 0].mean())
             metrics["train/episode_length"] = float(batch.episodes[:, 1].mean())
+            metrics |= self._by_group("train", batch.episodes[:, 2:])
         metrics["throughput/env_steps_per_s"] = self.schedule.steps / (now - self.last)
         metrics["staleness/mean"] = sum(iteration - 1 - version for version in batch.versions) / len(batch.versions)
         self.last = now
@@ -91,10 +104,10 @@ class Recorder:
         self._log_evaluation(episodes)
 
     def _log_evaluation(self, episodes: Any) -> None:
-        version = int(episodes[0, 2])
+        version = int(episodes[0, 0])
         steps = self.schedule.env_steps(version)
         self.evaluate = {
-            **summarize(episodes[:, 0].numpy(), scale=SCALE),
+            **summarize_episodes(episodes[:, 1:], self.groups),
             "env_steps": steps,
             "greedy": self.config.evaluate.greedy,
         }
@@ -107,9 +120,14 @@ class Recorder:
             {
                 "evaluate/return_mean": self.evaluate["return_mean"], "evaluate/return_iqm": self.evaluate["iqm"],
                 "evaluate/return_low": low, "evaluate/return_high": high, "evaluate/episodes": float(len(episodes)),
-                "evaluate/episode_length": float(episodes[:, 1].mean()),
+                "evaluate/episode_length": float(episodes[:, 2].mean()), **self._by_group("evaluate", episodes[:, 3:]),
             },
         )  # fmt: skip
+
+    def _by_group(self, kind: str, returns: Any) -> dict[str, float]:
+        if len(self.groups) == 1:
+            return {}
+        return {f"{kind}/return_mean/{group}": float(returns[:, i].mean()) for i, group in enumerate(self.groups)}
 
     def complete_checkpoint(self, folder: Path, iteration: int, files: dict[str, str]) -> None:
         env_steps = self.schedule.env_steps(iteration)

@@ -17,7 +17,7 @@ from marl_hpc.metrics import Clock
 from marl_hpc.networks import load_flat, to_env
 from marl_hpc.paradigms import Plan
 from marl_hpc.roles.clients import DatasetClient, ParameterClient, Stopping, World
-from marl_hpc.roles.play import dtype_of, inputs_of, play
+from marl_hpc.roles.play import dtype_of, inputs_of, play, summary_of
 from marl_hpc.roles.schedule import Schedule
 from marl_hpc.storage.fragments import MEMORY, allocate, pack
 from marl_hpc.types import EnvBatch
@@ -88,7 +88,7 @@ class RolloutWorker:
         with self.clock.computing("environment"), self.world.allowing(timeouts.start_s * timeouts.scale):
             self.origin = sequence
             self.episode = [0] * self.env.copies
-            self.returns = np.zeros(self.env.copies)
+            self.returns = np.zeros((self.env.copies, len(self.env.spec.groups)))  # summed over a group's agents
             self.lengths = np.zeros(self.env.copies, int)
             self.env.reset(list(range(self.env.copies)), [self.episode_seed(b) for b in range(self.env.copies)])
             self.seen = self.env.observe()
@@ -102,7 +102,7 @@ class RolloutWorker:
         return integer(self.config.seed, EPISODE, self.copies[b], self.origin, self.episode[b])
 
     def collect(self, sequence: int) -> tuple[dict[str, dict[str, torch.Tensor]], torch.Tensor]:
-        """A fragment: ({interface: {"rows": [T, B, row], policy/memory: [C, B, …]}}, episodes that ended in it [E, 2])."""
+        """A fragment: ({interface: {"rows": [T, B, row], policy/memory: [C, B, …]}}, episodes that ended in it [E, 2 + G])."""
         steps = self.config.rollout.fragment
         rows = {plan.interface.name: allocate(plan.interface, self.config.dtype, steps, self.env.copies) for plan in self.plans}
         row_of = {group.name: rows[plan.interface.name] for plan in self.plans for group in plan.interface.groups}
@@ -111,8 +111,9 @@ class RolloutWorker:
         for plan in self.plans:
             for name in plan.interface.policies:
                 self.policies[name].epsilon = plan.algorithm.exploration(plan.options, self.schedule.env_steps(sequence))
-        ended: list[tuple[float, int]] = []
-        agents = len(self.env.spec.agents)
+        ended: list[tuple[float, ...]] = []
+        groups = self.env.spec.groups
+        sizes = np.array([len(group.agents) for group in groups])
         for t in range(steps):
             self.world.stamp()
             observation, mask, active = self.seen
@@ -147,11 +148,11 @@ class RolloutWorker:
                     row[f"{name}/next_action_mask"][t] = after.seen.action_mask[name]
                 row[f"{name}/reward"][t] = after.reward[name]
                 row[f"{name}/terminated"][t], row[f"{name}/truncated"][t] = after.terminated[name], after.truncated[name]
-                self.returns += after.reward[name].sum(1) / agents
+            self.returns += np.stack([after.reward[group.name].sum(1) for group in groups], 1)
             self.seen, self.first = after.seen, after.over
             if len(over):
                 for b in over:
-                    ended.append((self.returns[b], self.lengths[b]))
+                    ended.append(summary_of(self.returns[b], sizes, self.lengths[b]))
                     self.returns[b], self.lengths[b] = 0, 0
                     self.episode[b] += 1
                     for memory in self.memory.values():
@@ -163,7 +164,7 @@ class RolloutWorker:
         for plan in self.plans:
             own = {name: torch.stack(memories[name]) for name in plan.interface.policies if name in memories}
             packed[plan.interface.name] |= {f"{name}/{MEMORY}": x for name, x in own.items()}
-        return packed, torch.tensor(ended, dtype=torch.float64).reshape(-1, 2)
+        return packed, torch.tensor(ended, dtype=torch.float64).reshape(-1, 2 + len(groups))
 
     def note_state(self, rows: dict[str, np.ndarray], t: int, field: str) -> None:
         if self.wants_state:
@@ -206,5 +207,5 @@ class RolloutWorker:
                 greedy=self.config.evaluate.greedy,
                 alive=self.world.stamp,
             )
-        rows = [(episode_return, length, self.version) for episode_return, length in results]
-        self.dataset.insert_evaluation(version, self.worker, torch.tensor(rows, dtype=torch.float64).reshape(-1, 3))
+        rows = torch.tensor([(self.version, *row) for row in results], dtype=torch.float64)
+        self.dataset.insert_evaluation(version, self.worker, rows.reshape(-1, 3 + len(self.env.spec.groups)))
