@@ -114,7 +114,10 @@ def main() -> None:
             os.read(wake, 4096)
             reap(children, channel)
         if channel in readable:
-            message, descriptors, _, _ = socket.recv_fds(channel, 1 << 24, 2)
+            try:
+                message, descriptors, _, _ = socket.recv_fds(channel, 1 << 24, 2)
+            except ConnectionResetError:  # gone, with something of ours unread
+                message, descriptors = b"", []
             if not message:
                 end_all(children)
                 return
