@@ -9,6 +9,8 @@ import json
 import re
 from pathlib import Path
 
+from marl_hpc.evaluation import bootstrap_interval, interquartile_mean
+
 ROOT = Path(__file__).parent.parent
 RESULTS = ROOT / "benchmarks" / "results"
 
@@ -44,7 +46,54 @@ def tables() -> str:
             f"| {name} | {row['env_steps_per_s']:,.0f} ({low:,.0f}–{high:,.0f}) | {row['env_steps_per_s'] / bare['env_steps_per_s']:.2f} "
             f"| {row['env_steps_per_cpu_s']:,.0f} | {row['env_steps_per_cpu_s'] / bare['env_steps_per_cpu_s']:.2f} |"
         )
-    return "\n".join(lines)
+    return "\n".join(lines + learning())
+
+
+GAMES = {
+    "climbing": "climbing, 25 repeats (best 275, usual trap 175, safe 125)",
+    "penalty0": "penalty, k = 0, 25 repeats (best 250)",
+    "penalty": "penalty, k = -100, 25 repeats (best 250, safe 50)",
+    "two_step": "two-step game, uniform exploration throughout (best 8, safe 7)",
+    "memory": "memory task, cue 20 steps earlier (best 1)",
+    "foraging": "Foraging-8x8-2p-2f-coop-v3 (best 1)",
+    "spread": "mpe2 simple_spread_v3, 3 agents",
+    "speaker_listener": "mpe2 simple_speaker_listener_v4",
+}
+
+
+def learning() -> list[str]:
+    """One table of all that `benchmarks/learning.py` has run."""
+    lines = [
+        "",
+        "`python benchmarks/learning.py`: final policies' return, mean over agents, sum over steps, on the original environments; each run is",
+        "`marl-hpc experiment=GAME/ALGORITHM seed=S`. By seed where there are up to five, else IQM [95 % interval].",
+        "",
+        "| game | algorithm | greedy | sampled | best evaluation | environment steps | commit |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    head = len(lines)
+    for suite, title in GAMES.items():
+        path = RESULTS / "learning" / f"{suite}.json"
+        for name, entry in (json.loads(path.read_text())["entries"] if path.exists() else {}).items():
+            done = [r for r in entry["runs"] if r["status"] == "finished"]
+            going = len(entry["runs"]) - len(done)
+            steps = (
+                ", ".join(sorted({f"{r['env_steps']:,}" for r in done}, key=len)) if len(done) <= 5 else f"{done[0]['env_steps']:,}"
+            )
+            returns = [several([r[way]["return_mean"] for r in done]) for way in ("greedy", "sampled")]
+            best = several([max(value for _, value in r["curve"]) for r in done])
+            commits = ", ".join(sorted({r["git"]["commit"][:8] for r in done}))
+            note = f"; {going} of {len(entry['runs'])} runs not finished" if going else ""
+            lines.append(f"| {title} | {name} | {returns[0]} | {returns[1]} | {best} | {steps}{note} | {commits} |")
+    return lines if len(lines) > head else []
+
+
+def several(values: list[float]) -> str:
+    """Each, or where there are many their interquartile mean and its interval."""
+    if len(values) <= 5:
+        return " ".join(f"{round(value, 2):g}" for value in values) or "–"
+    low, high = bootstrap_interval(values)
+    return f"{interquartile_mean(values):.2f} [{low:.2f}, {high:.2f}]"
 
 
 def main() -> None:
