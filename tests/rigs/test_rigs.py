@@ -75,11 +75,11 @@ def test_remote_shell_runs_a_command_line_on_a_host(hosts: Hosts) -> None:
 
 
 def test_srun_starts_tasks_on_two_nodes(slurm: Slurm, hosts: Hosts) -> None:
-    assert sorted(slurm.run(["srun", "--nodes=2", "hostname"]).split()) == hosts.names[:2]
+    assert sorted(slurm.run(["srun", "--quiet", "--nodes=2", "hostname"]).split()) == hosts.names[:2]
 
 
 def test_the_first_host_has_make_believe_gpus(slurm: Slurm) -> None:
-    assert slurm.run(["srun", "--gres=gpu:2", "printenv", "CUDA_VISIBLE_DEVICES"]).strip() == "0,1"
+    assert slurm.run(["srun", "--quiet", "--gres=gpu:2", "printenv", "CUDA_VISIBLE_DEVICES"]).strip() == "0,1"
 
 
 def test_a_requeued_job_starts_at_once_when_released(slurm: Slurm, tmp_path: Path) -> None:
@@ -102,7 +102,7 @@ def test_a_job_on_a_node_that_dies_is_requeued_and_the_node_comes_back(slurm: Sl
     finally:
         slurm.run(["scancel", str(job)])
         slurm.restore_node(lost)
-    assert slurm.run(["srun", f"--nodelist={lost}", "hostname"]).strip() == lost
+    assert slurm.run(["srun", "--quiet", f"--nodelist={lost}", "hostname"]).strip() == lost
 
 
 def test_waiting_for_a_state_that_cannot_come_fails_at_once_with_the_logs(slurm: Slurm, tmp_path: Path) -> None:
