@@ -1,13 +1,16 @@
 """Overrides to typed configuration, and what is said when they are wrong."""
 
 from dataclasses import asdict, replace
+from pathlib import Path
 
 import pytest
 
-from marl_hpc import algorithms
+import marl_hpc
+from marl_hpc import algorithms, paradigms
 from marl_hpc.algorithms.ppo import PPO, PPOConfig
 from marl_hpc.compose import compose, from_record
 from marl_hpc.config import Config, ConfigError, Rollout, fingerprint, validate
+from marl_hpc.train import make_env
 
 
 def test_defaults_are_the_dataclasses_and_the_first_choices():
@@ -182,3 +185,20 @@ def test_faults_must_be_counted_for_longer_than_roles_may_hang():
     with pytest.raises(ConfigError, match=r"faults.window_s=600.*set faults.window_s=3600"):
         compose(["faults.window_s=600"])
     assert compose(["faults.window_s=600", "timeouts.checkpoint_s=60", "timeouts.start_s=100"]).faults.window_s == 600
+
+
+EXPERIMENTS = Path(marl_hpc.__file__).parent / "configs" / "experiment"
+
+
+@pytest.mark.parametrize("name", sorted(str(path.relative_to(EXPERIMENTS).with_suffix("")) for path in EXPERIMENTS.rglob("*.yaml")))
+def test_every_experiment_can_be_planned(name):
+    config = compose([f"experiment={name}"])
+    env = make_env(config, 1)
+    assert paradigms.plan(config, env.spec)
+    env.close()
+
+
+def test_unknown_experiment_is_told_the_known_ones():
+    with pytest.raises(ConfigError, match="climbing/mapo") as caught:
+        compose(["experiment=climbing/mapo"])
+    assert "climbing/mappo" in str(caught.value)
