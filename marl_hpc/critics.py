@@ -105,16 +105,15 @@ class ActionCritic(Critic):
     """Q for each agent, by what the paradigm lets the critic see: the agent's own action, and in centralized training what the other
     agents of the team do, those that act.
 
-    Of a discrete agent it is given for each of its own `choices` [..., N, A] (parts of several choices add up), otherwise of one own
-    action, which goes in beside the others' (boxes always; discrete ones as one-hots): [..., N, 1].
+    Of a discrete agent it is given for each of its own choices, [..., N, A]: so averages over its choices are exact, and what a
+    relaxed choice would change is known and not extrapolated. With several choices at once Q is the sum of those of the parts. The
+    action of a box goes in beside the others': [..., N, 1].
     """
 
     rest: Tensor
 
-    def __init__(
-        self, interface: InterfaceSpec, network: Mapping[str, Any], seeds: Iterator[int], shared: bool, *, choices: bool = True
-    ) -> None:
-        self.takes = {g.name: not choices or g.action_space.kind == "box" for g in interface.groups}
+    def __init__(self, interface: InterfaceSpec, network: Mapping[str, Any], seeds: Iterator[int], shared: bool) -> None:
+        self.takes = {g.name: g.action_space.kind == "box" for g in interface.groups}
         self.gives = {g.name: 1 if self.takes[g.name] else g.action_space.size for g in interface.groups}
         super().__init__(interface, network, seeds, shared)
         sizes = [g.action_space.size for g in interface.groups for _ in g.agents]

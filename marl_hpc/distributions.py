@@ -97,7 +97,9 @@ class Categorical:
         return self.chosen(parameters, action)
 
     def entropy(self, parameters: Tensor) -> Tensor:
-        return -(parameters.exp() * parameters).sum(-1)
+        probabilities = parameters.exp()
+        # an illegal choice's log-probability is the lowest number there is: times a weight above 1 it would be infinite
+        return -(probabilities * parameters.masked_fill(probabilities == 0, 0)).sum(-1)
 
 
 class Gaussian:

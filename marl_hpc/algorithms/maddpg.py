@@ -1,8 +1,9 @@
 """Multi-agent deep deterministic policy gradients (Lowe et al. 2017): each agent's critic knows what all agents see and do, and tells
 the agent how to change its own action; the others' actions are those that they took.
 
-Discrete choices are differentiated by straight-through Gumbel-softmax, the agent's own alone. Agents explore by sampling (choices) or by
-noise on their actions (boxes).
+Discrete choices are differentiated by straight-through Gumbel-softmax, the agent's own alone; its critic is linear in it (see
+`ActionCritic`), so that the slope between two choices is the difference of their values. Agents explore by sampling (choices) or by noise
+on their actions (boxes).
 """
 
 from __future__ import annotations
@@ -90,7 +91,7 @@ class MADDPG(OffPolicyActorCritic):
         """Squared TD errors, summed over samples and weighted against their priorities."""
         taken, (critic,) = self.taken(minibatch), self.critics
         target, known = self.bootstrapped(minibatch, taken)
-        q = self.joined(critic(minibatch, taken, memory=critic.memories(minibatch, taken)[0]), squeezed=True)
+        q = self.value(critic(minibatch, taken, memory=critic.memories(minibatch, taken)[0]), taken)
         error = (q - target) * known
         with torch.no_grad():
             self.errors = priorities(error, known)
@@ -105,7 +106,7 @@ class MADDPG(OffPolicyActorCritic):
 
         def value(outputs: Mapping[str, Tensor], prefix: str, memory: Tensor | None) -> Tensor:
             actions = self.actions(minibatch, outputs, prefix)
-            return self.joined(self.target_critic(minibatch, actions, prefix, memory=memory), squeezed=True)
+            return self.value(self.target_critic(minibatch, actions, prefix, memory=memory), actions)
 
         next_values = value(after, "next_", behind)
         # a single step bootstraps from what it led to alone
@@ -120,9 +121,10 @@ class MADDPG(OffPolicyActorCritic):
         with torch.no_grad():
             memory = critic.memories(minibatch, taken)[0]
         with fixed([critic]):
-            q = critic(minibatch, taken, own=self.actions(minibatch, outputs, ""), memory=memory)
+            own = self.actions(minibatch, outputs, "")
+            q = self.value(critic(minibatch, taken, own=own, memory=memory), own)
         squares = self.joined({name: self.square(minibatch, name, x) for name, x in outputs.items()})
-        policy, output = -self.joined(q, squeezed=True) * acting, squares * acting
+        policy, output = -q * acting, squares * acting
         loss = minibatch["weight"].unsqueeze(-1) * (policy + self.config.regularization * output)
         kept = {"count": acting, "policy": policy, "output": output}
         return loss.sum(), self.filled({name: x.sum() for name, x in kept.items()})

@@ -30,6 +30,7 @@ POLICY, CRITIC = 0, 1  # places in `parts`
 
 @dataclass(frozen=True, kw_only=True)
 class OffPolicyActorCriticConfig(OffPolicyConfig):
+    activation: str = "relu"
     critic_lr: float = 1e-3
     critic: str = "separate"  # paradigm=ctde: separate (one a group, over the state and own observations) | shared (over the state)
 
@@ -39,7 +40,6 @@ class OffPolicyActorCritic(OffPolicy):
 
     passes: tuple[int, ...] = (CRITIC, POLICY)  # what each minibatch trains, in this order
     twins = 1  # critics beside each other
-    choices = False  # see `ActionCritic`
 
     def __init__(
         self, config: Any, interface: InterfaceSpec, exchange: Exchange, *, device: Any, dtype: torch.dtype, seed: int
@@ -49,7 +49,7 @@ class OffPolicyActorCritic(OffPolicy):
         network = self.network(config, interface)
         self.policies = build_policies(interface.policies, network, seeds)
         shared = config.critic == "shared"
-        self.critics = [ActionCritic(interface, network, seeds, shared, choices=self.choices) for _ in range(self.twins)]
+        self.critics = [ActionCritic(interface, network, seeds, shared) for _ in range(self.twins)]
         self.first_row = exchange.index * config.batch // exchange.size  # of this replica in the minibatch of all
         self.hold_all(device=device, dtype=dtype)
 
@@ -128,6 +128,11 @@ class OffPolicyActorCritic(OffPolicy):
     def distribution(self, group: str) -> Any:
         return next(p.distributions[group] for p in self.policies.values() if group in p.distributions)
 
+    def value(self, q: Mapping[str, Tensor], actions: Mapping[str, Tensor]) -> Tensor:
+        """Of each agent's Q, that of its encoded action; all groups' agents side by side [..., N]."""
+        values = [q[name] * actions[name] if isinstance(self.distribution(name), Categorical) else q[name] for name in self.names]
+        return torch.cat([x.sum(-1) for x in values], -1)
+
     def taken(self, minibatch: Batch) -> dict[str, Tensor]:
         """What all agents did, encoded."""
         return {name: self.encode(name, minibatch[f"{name}/action"]) for name in self.names}
@@ -138,9 +143,9 @@ class OffPolicyActorCritic(OffPolicy):
         acting[: self.config.burn_in if self.config.gru else 0] = 0
         return acting
 
-    def joined(self, by_group: Mapping[str, Tensor], squeezed: bool = False) -> Tensor:
-        """All groups' agents side by side; `squeezed`: of numbers [..., N, 1]."""
-        return torch.cat([by_group[name].squeeze(-1) if squeezed else by_group[name] for name in self.names], -1)
+    def joined(self, by_group: Mapping[str, Tensor]) -> Tensor:
+        """All groups' agents side by side."""
+        return torch.cat([by_group[name] for name in self.names], -1)
 
     def filled(self, sums: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Zero for the sums that a pass doesn't have."""

@@ -26,7 +26,7 @@ from marl_hpc.algorithms.off_policy_actor_critic import (
 )  # fmt: skip
 from marl_hpc.config import ConfigError
 from marl_hpc.critics import ActionCritic
-from marl_hpc.distributions import Categorical, Squashed
+from marl_hpc.distributions import Squashed
 from marl_hpc.networks import FlatParameters, Targets
 from marl_hpc.types import InterfaceSpec
 
@@ -46,14 +46,13 @@ class Temperature(nn.Module):
 
     def __init__(self, groups: int, alpha: float) -> None:
         super().__init__()
-        self.log_alpha = nn.Parameter(torch.tensor(alpha).log().repeat(groups))
+        self.log_alpha = nn.Parameter(torch.tensor(alpha, dtype=torch.float64).log().repeat(groups))
 
 
 class SAC(OffPolicyActorCritic):
     Config = SACConfig
     sums = ("count", "value", "q", "policy", "entropy", "alpha")
     twins = 2
-    choices = True
 
     def hold_all(self, *, device: Any, dtype: torch.dtype) -> None:
         self.temperature = Temperature(len(self.names), self.config.alpha)
@@ -103,8 +102,7 @@ class SAC(OffPolicyActorCritic):
         target, known = self.soft_targets(minibatch, taken)
         loss, errors = target.new_zeros(()), []
         for critic in self.critics:
-            values = critic(minibatch, taken, memory=critic.memories(minibatch, taken)[0])
-            q = self.joined({name: self.of_taken(minibatch, name, x) for name, x in values.items()})
+            q = self.value(critic(minibatch, taken, memory=critic.memories(minibatch, taken)[0]), taken)
             errors.append((q - target) * known)
             loss = loss + (minibatch["weight"].unsqueeze(-1) * errors[-1] ** 2).sum()
         with torch.no_grad():
@@ -190,11 +188,6 @@ class SAC(OffPolicyActorCritic):
             else:
                 value[name] = (x.exp() * torch.minimum(one, other)).sum(-1)
         return value, entropy
-
-    def of_taken(self, minibatch: Batch, group: str, q: Tensor) -> Tensor:
-        """Q [..., N] of what a group's agents did."""
-        distribution = self.distribution(group)
-        return distribution.chosen(q, minibatch[f"{group}/action"]) if isinstance(distribution, Categorical) else q.squeeze(-1)
 
     def target_entropy(self, minibatch: Batch, group: str) -> Tensor:
         """What the temperature aims at, [..., N] or a number."""
