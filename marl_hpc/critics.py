@@ -12,6 +12,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -29,7 +30,8 @@ class Critic(nn.Module):
         super().__init__()
         self.interface = interface
         self.sees = "alone" if shared and interface.critic_sees == "state" else interface.critic_sees
-        extra = interface.state_size if self.sees == "state" else 0
+        ends = np.cumsum([len(g.agents) for g in interface.groups]).tolist()
+        self.places = {g.name: slice(end - len(g.agents), end) for g, end in zip(interface.groups, ends, strict=True)}
         choice = ActionSpace(kind="discrete", n=1)
         if self.sees == "alone":
             views = [
@@ -41,8 +43,17 @@ class Critic(nn.Module):
         else:
             views = [replace(g, action_mask=False) for g in interface.groups]
         self.views = views
-        self.networks: list[AgentNetwork] = [AgentNetwork(view, 1, network, 1.0, next(seeds), extra) for view in views]
+        self.networks: list[AgentNetwork] = [
+            AgentNetwork(view, self.outputs(view), network, 1.0, next(seeds), self.extra(view)) for view in views
+        ]
         self.registered = nn.ModuleList(self.networks)
+
+    def outputs(self, view: GroupSpec) -> int:
+        return 1
+
+    def extra(self, view: GroupSpec) -> int:
+        """How many numbers stand beside the observations of a network."""
+        return self.interface.state_size if self.sees == "state" else 0
 
     @property
     def units(self) -> int:
@@ -90,40 +101,99 @@ class Critic(nn.Module):
         return torch.cat([batch[f"{g.name}/active"] for g in self.interface.groups], -1)
 
 
-class ActionCritic(nn.Module):
-    """Q of each of an agent's own choices, given the state, its observation, who it is, and what the other agents of the team chose.
+class ActionCritic(Critic):
+    """Q for each agent, by what the paradigm lets the critic see: the agent's own action, and in centralized training what the other
+    agents of the team do, those that act.
 
-    One feed-forward network for each group; discrete actions. Agents that don't act count as having chosen nothing.
+    Of a discrete agent it is given for each of its own choices, [..., N, A]: so averages over its choices are exact, and what a
+    relaxed choice would change is known and not extrapolated. With several choices at once Q is the sum of those of the parts. The
+    action of a box goes in beside the others': [..., N, 1].
     """
 
-    def __init__(self, interface: InterfaceSpec, network: Mapping[str, Any], seeds: Iterator[int]) -> None:
-        super().__init__()
-        self.interface = interface
-        self.sizes = [g.action_space.size for g in interface.groups for _ in g.agents]
-        extra = interface.state_size + sum(self.sizes)
-        plain = {**network, "gru": 0}
-        self.networks: list[AgentNetwork] = [
-            AgentNetwork(replace(g, action_mask=False), g.action_space.size, plain, 1.0, next(seeds), extra)
-            for g in interface.groups
-        ]
-        self.registered = nn.ModuleList(self.networks)
+    rest: Tensor
 
-    def forward(self, batch: Batch, chosen: Mapping[str, Tensor], prefix: str = "") -> dict[str, Tensor]:
-        """{group: Q [..., N, A]}; `chosen` are the actions [..., N] of all groups, `prefix` is "next_" for what actions led to."""
-        encoded = []
-        for g in self.interface.groups:
-            one_hot = nn.functional.one_hot(chosen[g.name].long(), g.action_space.n) * batch[f"{g.name}/{prefix}active"].unsqueeze(
-                -1
-            )
-            encoded += list(one_hot.unbind(-2))
-        state, values, place = batch[f"{prefix}state"], {}, 0
-        for network, g in zip(self.networks, self.interface.groups, strict=True):
-            others = []
-            for i in range(len(g.agents)):
-                rest = [torch.zeros_like(x) if j == place + i else x for j, x in enumerate(encoded)]
-                others.append(torch.cat(rest, -1))
-            place += len(g.agents)
-            beside = torch.stack(others, -2).to(state.dtype)
-            extra = torch.cat([state.unsqueeze(-2).expand(*beside.shape[:-1], state.shape[-1]), beside], -1)
-            values[g.name] = network(batch[f"{g.name}/{prefix}observation"], extra)
+    def __init__(self, interface: InterfaceSpec, network: Mapping[str, Any], seeds: Iterator[int], shared: bool) -> None:
+        self.takes = {g.name: g.action_space.kind == "box" for g in interface.groups}
+        self.gives = {g.name: 1 if self.takes[g.name] else g.action_space.size for g in interface.groups}
+        super().__init__(interface, network, seeds, shared)
+        sizes = [g.action_space.size for g in interface.groups for _ in g.agents]
+        self.team = interface.critic_sees != "own"
+        # [N, all actions]: 0 where an action is the agent's own, which stands apart
+        self.register_buffer("rest", 1 - torch.block_diag(*[torch.ones(1, size) for size in sizes]), persistent=False)
+
+    def outputs(self, view: GroupSpec) -> int:
+        return max(self.gives[g.name] for g in self.seen_by(view))
+
+    def extra(self, view: GroupSpec) -> int:
+        everyone = sum(g.action_space.size for g in self.interface.groups for _ in g.agents)
+        return super().extra(view) + self.own_size(view) + (everyone if self.interface.critic_sees != "own" else 0)
+
+    def own_size(self, view: GroupSpec) -> int:
+        return max(g.action_space.size if self.takes[g.name] else 0 for g in self.seen_by(view))
+
+    def seen_by(self, view: GroupSpec) -> tuple[GroupSpec, ...]:
+        """The groups whose agents one network judges."""
+        return self.interface.groups if self.sees == "alone" else tuple(g for g in self.interface.groups if g.name == view.name)
+
+    def forward(
+        self,
+        batch: Batch,
+        actions: Mapping[str, Tensor],
+        prefix: str = "",
+        *,
+        own: Mapping[str, Tensor] | None = None,
+        memory: Tensor | None = None,
+    ) -> dict[str, Tensor]:
+        """{group: Q [..., N, A or 1]} of `actions`, encoded [..., N, E], of all groups; `own` are the agents' own ones where those differ
+        from what the others take them to do. `prefix` is "next_" for what actions led to; `memory` [..., N, H] that before the step."""
+        values, start = {}, 0
+        for network, view in zip(self.networks, self.views, strict=True):
+            observation, extra, _ = self.inputs(batch, view, prefix, actions, own or actions)
+            stop = start + len(view.agents)
+            before = observation.new_zeros(0) if memory is None else memory[..., start:stop, :]
+            q = network.step(observation, before, extra)[0] if self.units else network(observation, extra)
+            for g in self.seen_by(view):
+                place = self.places[g.name].start - (0 if self.sees == "alone" else self.places[view.name].start)
+                values[g.name] = q[..., place : place + len(g.agents), : self.gives[g.name]]
+            start = stop
         return values
+
+    def memories(self, batch: Batch, actions: Mapping[str, Tensor]) -> tuple[Tensor | None, Tensor | None]:
+        """The memory [L, S, N, H] before and after each step of sequences [L, S], which begin without any; None where it has none."""
+        if not self.units:
+            return None, None
+        memories = []
+        for network, view in zip(self.networks, self.views, strict=True):
+            observation, extra, active = self.inputs(batch, view, "", actions, actions)
+            start = observation.new_zeros(*active.shape[1:], self.units)
+            memories.append(network.unroll(observation, start, batch["first"], active, extra)[1])
+        after = torch.cat(memories, -2)
+        before = torch.cat([torch.zeros_like(after[:1]), after[:-1]])
+        return before.masked_fill(batch["first"][..., None, None], 0), after
+
+    def inputs(
+        self, batch: Batch, view: GroupSpec, prefix: str, actions: Mapping[str, Tensor], own: Mapping[str, Tensor]
+    ) -> tuple[Tensor, Tensor | None, Tensor]:
+        """(observations [..., N, D], what stands beside each [..., N, E], who acts [..., N]) as one network takes them."""
+        observation, state, active = self.see(batch, view, prefix)
+        beside = [] if state is None else [state.unsqueeze(-2).expand(*active.shape, state.shape[-1])]
+        if self.team:
+            acting = self.acting(batch, prefix)
+            places = slice(0, None) if self.sees == "alone" else self.places[view.name]
+            joint = [
+                (actions[g.name] * acting[..., self.places[g.name], None]).flatten(active.dim() - 1) for g in self.interface.groups
+            ]
+            together = torch.cat(joint, -1).unsqueeze(-2)
+            beside.append(together * self.rest[places])
+        if size := self.own_size(view):
+            parts = [own[g.name] if self.takes[g.name] else torch.zeros_like(own[g.name]) for g in self.seen_by(view)]
+            beside.append(torch.cat([nn.functional.pad(x[..., :size], (0, max(0, size - x.shape[-1]))) for x in parts], -2))
+        return observation, torch.cat(beside, -1) if beside else None, active
+
+    def acting(self, batch: Batch, prefix: str = "") -> Tensor:
+        """Who acts [..., N]; after the last step of an episode that was cut off, those who would have gone on."""
+        acting = torch.cat([batch[f"{g.name}/{prefix}active"] for g in self.interface.groups], -1)
+        if prefix and self.interface.turns == 1:
+            truncated = torch.cat([batch[f"{g.name}/truncated"] for g in self.interface.groups], -1)
+            acting = acting | (truncated & ~acting.any(-1, True))
+        return acting

@@ -80,6 +80,13 @@ class Categorical:
         parts = zip(scores.split(self.choices, -1), action.long().unbind(-1), strict=True)
         return torch.stack([part.gather(-1, choice.unsqueeze(-1)).squeeze(-1) for part, choice in parts]).sum(0)
 
+    def relaxed(self, parameters: Tensor, noise: Tensor, temperature: float) -> Tensor:
+        """What `sample` draws as one-hots [..., size], with the gradient of the softmax that it is the limit of: the straight-through
+        Gumbel-softmax estimator (Jang et al. 2017). Illegal choices have no gradient."""
+        scores = (parameters - torch.log(-torch.log(noise))) / temperature
+        soft = torch.cat([part.softmax(-1) for part in scores.split(self.choices, -1)], -1)
+        return self.one_hot(self.best(scores), soft.dtype) + soft - soft.detach()
+
     def one_hot(self, action: Tensor, dtype: torch.dtype) -> Tensor:
         """[..., size]: one number per choice."""
         parts = [action] if not self.several else list(action.unbind(-1))
@@ -90,7 +97,9 @@ class Categorical:
         return self.chosen(parameters, action)
 
     def entropy(self, parameters: Tensor) -> Tensor:
-        return -(parameters.exp() * parameters).sum(-1)
+        probabilities = parameters.exp()
+        # an illegal choice's log-probability is the lowest number there is: times a weight above 1 it would be infinite
+        return -(probabilities * parameters.masked_fill(probabilities == 0, 0)).sum(-1)
 
 
 class Gaussian:
@@ -148,10 +157,18 @@ class Squashed(Gaussian):
 
     def log_prob(self, parameters: Tensor, action: Tensor) -> Tensor:
         edge = 1 - 1e-6
-        before = torch.atanh(action.clamp(-edge, edge))
+        return self.log_prob_before(parameters, torch.atanh(action.clamp(-edge, edge)))
+
+    def log_prob_before(self, parameters: Tensor, before: Tensor) -> Tensor:
+        """Of the action tanh(before): nothing is lost at the edges, where tanh rounds to 1."""
         # log(1 - tanh(u)^2), in a form that keeps its digits for large u
         change = 2 * (math.log(2) - before - torch.nn.functional.softplus(-2 * before))
         return super().log_prob(parameters, before) - change.sum(-1)
+
+    def draw(self, parameters: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:
+        """(`sample`, its log-probability), with gradients through both."""
+        before = super().sample(parameters, noise)
+        return before.tanh(), self.log_prob_before(parameters, before)
 
     def entropy(self, parameters: Tensor) -> Tensor:
         """Of the Gaussian before tanh, an upper bound up to a constant: the squashed one has no closed form."""

@@ -29,6 +29,8 @@ ALGORITHMS: dict[str, str | type] = {
     "dqn": "marl_hpc.algorithms.dqn:DQN",
     "vdn": "marl_hpc.algorithms.vdn:VDN",
     "qmix": "marl_hpc.algorithms.qmix:QMIX",
+    "sac": "marl_hpc.algorithms.sac:SAC",
+    "maddpg": "marl_hpc.algorithms.maddpg:MADDPG",
 }
 
 Batch = dict[str, torch.Tensor]
@@ -136,6 +138,20 @@ def check_network(config: NetworkConfig, interface: InterfaceSpec, fragment: int
         )
     if config.autoregressive and not interface.joint_policy:
         raise ConfigError(f"algorithm.autoregressive=true needs paradigm=centralized; got paradigm={interface.paradigm}")
+
+
+def annealed(config: Any, env_steps: int) -> float:
+    """The share of uniformly random actions: from `epsilon_start` linearly to `epsilon_end` over `epsilon_steps`."""
+    done = min(1.0, env_steps / config.epsilon_steps) if config.epsilon_steps else 1.0
+    return config.epsilon_start + done * (config.epsilon_end - config.epsilon_start)
+
+
+def check_epsilon(config: Any) -> None:
+    for key in ("epsilon_start", "epsilon_end"):
+        if not 0 <= getattr(config, key) <= 1:
+            raise ConfigError(f"algorithm.{key}={getattr(config, key)} must lie between 0 and 1")
+    if config.epsilon_steps < 0:
+        raise ConfigError(f"algorithm.epsilon_steps={config.epsilon_steps} must be 0 (epsilon_end at once) or more")
 
 
 def resolve(name: str) -> type:

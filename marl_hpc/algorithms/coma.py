@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from marl_hpc.actors import Actor
-from marl_hpc.algorithms import Batch
+from marl_hpc.algorithms import Batch, annealed, check_epsilon
 from marl_hpc.algorithms.actor_critic import ActorCritic, ActorCriticConfig, fields, memory_of, moments_of
 from marl_hpc.config import ConfigError
 from marl_hpc.critics import ActionCritic
@@ -51,12 +51,11 @@ class COMA(ActorCritic):
         self.critic_updates = 0
 
     def build_critic(self, network: dict[str, Any], seeds: Iterator[int]) -> ActionCritic:
-        return ActionCritic(self.interface, network, seeds)
+        return ActionCritic(self.interface, {**network, "gru": 0}, seeds, shared=False)
 
     @staticmethod
     def exploration(config: COMAConfig, env_steps: int) -> float:
-        done = min(1.0, env_steps / config.epsilon_steps) if config.epsilon_steps else 1.0
-        return config.epsilon_start + done * (config.epsilon_end - config.epsilon_start)
+        return annealed(config, env_steps)
 
     @classmethod
     def check(cls, config: COMAConfig, interface: InterfaceSpec, fragment: int) -> None:
@@ -65,6 +64,7 @@ class COMA(ActorCritic):
             raise ConfigError(f"algorithm=coma needs paradigm=ctde; got paradigm={interface.paradigm}: use algorithm=a2c there")
         if interface.team_reward == "individual":
             raise ConfigError("algorithm=coma judges actions by the team's reward: team_reward must be mean or sum")
+        check_epsilon(config)
         for key in ("critic_lr", "critic_steps", "target_every", "target_tau"):
             if not getattr(config, key) > 0:
                 raise ConfigError(f"algorithm.{key}={getattr(config, key)} must be greater than 0")
@@ -126,7 +126,7 @@ class COMA(ActorCritic):
             mask = own["next_action_mask"][ends] if "next_action_mask" in own else None
             parameters = actor.settle(actor.group, actor.values_of(own["next_observation"][ends], after[ends]), mask)
             outputs[actor.group.name] = parameters.exp()
-            modes[actor.group.name] = parameters.argmax(-1)
+            modes[actor.group.name] = self.one_hot(actor.group.name, parameters.argmax(-1))
         ended = {name: x[ends] for name, x in batch.items() if not name.endswith("/memory")}
         q = self.target(ended, modes, "next_")
         return torch.cat([(outputs[name] * q[name]).sum(-1) for name in self.names], -1)
@@ -169,7 +169,11 @@ class COMA(ActorCritic):
         return (policy_loss - self.config.entropy * entropy).sum(), {**nothing, **sums}
 
     def chosen(self, batch: Batch) -> dict[str, Tensor]:
-        return {name: batch[f"{name}/action"] for name in self.names}
+        """The actions of a batch [..., N, A], one-hot."""
+        return {name: self.one_hot(name, batch[f"{name}/action"]) for name in self.names}
+
+    def one_hot(self, group: str, action: Tensor) -> Tensor:
+        return cast(Categorical, self.policies[group].distributions[group]).one_hot(action, self.parameters.values.dtype)
 
     def taken(self, q: dict[str, Tensor], batch: Batch) -> Tensor:
         """Of each agent's Q [..., N, A], that of the action which it took, side by side."""

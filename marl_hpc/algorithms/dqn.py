@@ -11,9 +11,9 @@ import torch
 from torch import Tensor, nn
 
 from marl_hpc.actors import Actor, build_policies
-from marl_hpc.algorithms import Batch
+from marl_hpc.algorithms import Batch, annealed, check_epsilon
 from marl_hpc.algorithms.actor_critic import fields, memory_of
-from marl_hpc.algorithms.off_policy import OffPolicy, OffPolicyConfig
+from marl_hpc.algorithms.off_policy import OffPolicy, OffPolicyConfig, priorities
 from marl_hpc.config import ConfigError
 from marl_hpc.distributions import Categorical
 from marl_hpc.keyed_random import INITIALIZATION, integer
@@ -24,6 +24,9 @@ from marl_hpc.types import Exchange, InterfaceSpec
 class DQNConfig(OffPolicyConfig):
     double: bool = True
     dueling: bool = False
+    epsilon_start: float = 1.0  # the share of uniformly random actions, falling linearly …
+    epsilon_end: float = 0.05
+    epsilon_steps: int = 50_000  # … over so many environment steps
 
 
 class DQN(OffPolicy):
@@ -50,9 +53,14 @@ class DQN(OffPolicy):
     def network(cls, config: Any, interface: InterfaceSpec) -> dict[str, Any]:
         return {**super().network(config, interface), "head": "values", "dueling": config.dueling}
 
+    @staticmethod
+    def exploration(config: Any, env_steps: int) -> float:
+        return annealed(config, env_steps)
+
     @classmethod
     def check(cls, config: Any, interface: InterfaceSpec, fragment: int) -> None:
         super().check(config, interface, fragment)
+        check_epsilon(config)
         wanted = "ctde" if cls.team else "independent"
         if interface.paradigm != wanted:
             instead = "algorithm=dqn" if cls.team and interface.paradigm == "independent" else "algorithm=vdn, qmix or ppo"
@@ -116,10 +124,3 @@ class DQN(OffPolicy):
 def best_of(distribution: Categorical, q: Tensor, mask: Tensor | None) -> Tensor:
     """The legal action of the highest value."""
     return distribution.best(q if mask is None else q.masked_fill(~mask, torch.finfo(q.dtype).min))
-
-
-def priorities(error: Tensor, known: Tensor) -> Tensor:
-    """Of each sequence [S]: a mixture of its largest and mean absolute error (Kapturowski et al. 2019, with eta 0.9)."""
-    error = error.abs().transpose(0, 1).flatten(1)
-    count = known.transpose(0, 1).flatten(1).sum(1).clamp_min(1)
-    return 0.9 * error.amax(1) + 0.1 * error.sum(1) / count

@@ -36,9 +36,6 @@ class OffPolicyConfig(NetworkConfig):
     target_every: int = 1  # gradient steps between two moves of the target networks
     priority_exponent: float = 0.0  # 0: uniform replay; 0.6 is usual for prioritized replay (Schaul et al. 2016)
     importance_exponent: float = 0.4  # corrects for priorities
-    epsilon_start: float = 1.0  # the share of uniformly random actions, falling linearly …
-    epsilon_end: float = 0.05
-    epsilon_steps: int = 50_000  # … over so many environment steps
 
 
 class OffPolicy:
@@ -65,8 +62,7 @@ class OffPolicy:
 
     @staticmethod
     def exploration(config: Any, env_steps: int) -> float:
-        done = min(1.0, env_steps / config.epsilon_steps) if config.epsilon_steps else 1.0
-        return config.epsilon_start + done * (config.epsilon_end - config.epsilon_start)
+        return 0.0
 
     @classmethod
     def replay(cls, config: Any, interface: InterfaceSpec) -> ReplayConfig:
@@ -83,9 +79,17 @@ class OffPolicy:
         for key in ("lr", "max_grad_norm", "batch", "capacity", "samples_per_insert", "n_step", "target_tau", "target_every"):
             if not getattr(config, key) > 0:
                 raise ConfigError(f"algorithm.{key}={getattr(config, key)} must be greater than 0")
-        for key in ("epsilon_start", "epsilon_end", "target_tau"):
+        for key in ("gamma", "target_tau"):
             if not 0 <= getattr(config, key) <= 1:
                 raise ConfigError(f"algorithm.{key}={getattr(config, key)} must lie between 0 and 1")
+        if config.gru and config.n_step != 1:
+            raise ConfigError(
+                f"algorithm.n_step={config.n_step} is for policies without a memory: with algorithm.gru={config.gru} it must be 1"
+            )
+        if config.burn_in < 0 or (config.burn_in and not config.gru):
+            raise ConfigError(
+                f"algorithm.burn_in={config.burn_in} warms up a memory: it must be 0 or more, and 0 with algorithm.gru=0"
+            )
         length = cls.replay(config, interface).length
         if fragment < length:
             raise ConfigError(
@@ -145,3 +149,10 @@ class OffPolicy:
 
     def load_state(self, state: dict[str, Tensor]) -> None:
         self.target.load_state(state["target"])
+
+
+def priorities(error: Tensor, known: Tensor) -> Tensor:
+    """Of each sequence [S]: a mixture of its largest and mean absolute error (Kapturowski et al. 2019, with eta 0.9)."""
+    error = error.abs().transpose(0, 1).flatten(1)
+    count = known.transpose(0, 1).flatten(1).sum(1).clamp_min(1)
+    return 0.9 * error.amax(1) + 0.1 * error.sum(1) / count
