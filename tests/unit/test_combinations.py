@@ -113,7 +113,7 @@ TABLE = {
 }  # fmt: skip
 LITTLE = {
     "ppo": ["epochs=2", "minibatches=2"], "a2c": [], "happo": ["epochs=1", "minibatches=2"], "coma": ["critic_steps=2"],
-    **dict.fromkeys(("dqn", "vdn", "qmix"), ["batch=4", "starts=1", "samples_per_insert=1"]),
+    **{name: ["batch=4", "starts=1", "samples_per_insert=1"] for name in ("dqn", "vdn", "qmix")},
 }  # fmt: skip
 REMEMBER = {"no memory": [], "gru": ["algorithm.gru=4", "algorithm.chunk=4"]}
 
