@@ -80,7 +80,8 @@ class DQN(OffPolicy):
         active = self.together(minibatch, "active")
         q, value, next_value = torch.cat(chosen, -1), torch.cat(values, -1), torch.cat(next_values, -1)
         if self.team:
-            after = self.together(minibatch, "next_active")
+            # who is cut off acts no more but has a future all the same
+            after = self.together(minibatch, "next_active") | self.together(minibatch, "truncated")
             q = self.mix(self.mixer, q * active, minibatch.get("state"))
             with torch.no_grad():
                 value = self.mix(self.target_mixer, value * active, minibatch.get("state"))
