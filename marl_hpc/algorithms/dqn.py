@@ -61,18 +61,19 @@ class DQN(OffPolicy):
     def check(cls, config: Any, interface: InterfaceSpec, fragment: int) -> None:
         super().check(config, interface, fragment)
         check_epsilon(config)
-        wanted = "ctde" if cls.team else "independent"
-        if interface.paradigm != wanted:
-            instead = "algorithm=dqn" if cls.team and interface.paradigm == "independent" else "algorithm=vdn, qmix or ppo"
-            raise ConfigError(
-                f"algorithm={cls.__name__.lower()} needs paradigm={wanted}; got paradigm={interface.paradigm}: use {instead} there"
-            )
         for group in interface.groups:
             if group.action_space.kind == "box":
                 raise ConfigError(
                     f"algorithm={cls.__name__.lower()} chooses among actions, but group {group.name!r} acts in a Box of shape "
                     f"{group.action_space.shape}; use algorithm=ppo, sac or maddpg"
                 )
+        wanted = "ctde" if cls.team else "independent"
+        if interface.paradigm != wanted:
+            instead = {"independent": "dqn or ppo", "ctde": "vdn, qmix or ppo", "centralized": "ppo or a2c"}[interface.paradigm]
+            raise ConfigError(
+                f"algorithm={cls.__name__.lower()} needs paradigm={wanted}; got paradigm={interface.paradigm}: "
+                f"use algorithm={instead} there"
+            )
 
     def loss(self, minibatch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
         """Squared TD errors, summed over samples and weighted against their priorities."""
@@ -87,7 +88,8 @@ class DQN(OffPolicy):
         active = self.together(minibatch, "active")
         q, value, next_value = torch.cat(chosen, -1), torch.cat(values, -1), torch.cat(next_values, -1)
         if self.team:
-            after = self.together(minibatch, "next_active")
+            # who is cut off acts no more but has a future all the same
+            after = self.together(minibatch, "next_active") | self.together(minibatch, "truncated")
             q = self.mix(self.mixer, q * active, minibatch.get("state"))
             with torch.no_grad():
                 value = self.mix(self.target_mixer, value * active, minibatch.get("state"))

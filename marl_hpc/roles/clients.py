@@ -154,8 +154,8 @@ class DatasetClient(_Client):
         )
 
     def draw(self, iteration: int, interface: str, config: ReplayConfig, steps: int, part: int, parts: int) -> dict[str, Tensor]:
-        """This replica's part of an iteration's draw from all shards' replay tables: rows [L, U, S, row] and what goes with them;
-        {} as long as there is too little. `steps` are the environment steps of an iteration."""
+        """This replica's part of an iteration's draw from all shards' replay tables: rows [L, U, S, row] and what goes with them,
+        weights relative to the largest; {} as long as there is too little. `steps` are the environment steps of an iteration."""
         updates = config.updates(steps)
         bounds = [i * config.batch // len(self.peers) for i in range(len(self.peers) + 1)]
         sizes = [b - a for a, b in pairwise(bounds)]
@@ -167,6 +167,7 @@ class DatasetClient(_Client):
             return {}
         pieces = [{**piece, "shard": torch.full_like(piece["place"], i)} for i, piece in enumerate(pieces)]
         whole = {name: torch.cat([piece[name] for piece in pieces], 2) for name in pieces[0]}
+        whole["weight"] /= whole["weight"].max()  # over all shards, so that they are relative to one number
         return {name: x[:, :, part * config.batch // parts : (part + 1) * config.batch // parts] for name, x in whole.items()}
 
     def set_priorities(self, interface: str, shards: Tensor, places: Tensor, priorities: Tensor) -> None:

@@ -106,7 +106,7 @@ class DatasetShard:
                 for worker in self.workers:
                     table.insert(self.fragments[worker, iteration].rows[interface])
                 items = {}
-                if table.steps >= table.config.starts * table.share:
+                if table.ready:
                     place = sorted(self.tables).index(interface)
                     items = table.draw(generator(self.seed, REPLAY, iteration, self.index, place), updates, batch)
                 self.drawn[interface] = (iteration, items)

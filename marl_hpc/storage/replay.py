@@ -43,7 +43,7 @@ class SumTree:
         """The leaf at which the running sum passes each amount in [0, total)."""
         node = np.ones(len(amounts), np.int64)
         amounts = amounts.copy()
-        while node[0] < self.leaves:
+        for _ in range(self.leaves.bit_length() - 1):
             left = self.nodes[2 * node]
             right = (amounts >= left) & (self.nodes[2 * node + 1] > 0)
             amounts -= np.where(right, left, 0)
@@ -93,9 +93,14 @@ class ReplayTable:
         """Environment steps that are there."""
         return self.fragments * self.rings["rows"].shape[1] * self.rings["rows"].shape[2] if self.rings else 0
 
+    @property
+    def ready(self) -> bool:
+        """Whether there is enough to learn from: `starts` steps, or as many whole fragments as fit."""
+        return self.steps >= self.config.starts * self.share or self.inserted >= len(self.rings["rows"])
+
     def draw(self, generator: np.random.Generator, updates: int, batch: int) -> dict[str, Tensor]:
         """Items for `updates` gradient steps of `batch` each: rows [L, U, S, row], memories [1, U, S, …] as of their starts, places
-        [1, U, S], and importance weights [1, U, S] relative to the largest."""
+        [1, U, S], and importance weights [1, U, S]."""
         count, number = updates * batch, self.fragments * self.items
         if self.tree is None:
             places, weights = generator.integers(number, size=count), np.ones(count)
@@ -113,7 +118,7 @@ class ReplayTable:
         for name, ring in self.rings.items():
             if name != "rows":
                 drawn[name] = ring[slot, start, copy][None]
-        drawn |= {"place": places[None], "weight": (weights / weights.max()).astype(np.float32)[None]}
+        drawn |= {"place": places[None], "weight": weights.astype(np.float32)[None]}
         return {name: torch.from_numpy(x.reshape(x.shape[0], updates, batch, *x.shape[2:])) for name, x in drawn.items()}
 
     def set_priorities(self, places: Tensor, priorities: Tensor) -> None:

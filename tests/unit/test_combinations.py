@@ -1,9 +1,20 @@
-"""Every paradigm with every kind of policy learns from what the same policy did: whole runs in this process."""
+"""Every algorithm in every paradigm, on every kind of action, with and without a memory: whole runs in this process.
+
+What an algorithm serves stands here in a table of its own, written from the papers, not from what `check` says.
+"""
 
 import math
+import re
+from dataclasses import asdict
+from itertools import product
 
 import pytest
 from rigs import inline
+
+from marl_hpc import paradigms, train
+from marl_hpc.algorithms import ALGORITHMS
+from marl_hpc.compose import compose
+from marl_hpc.config import ConfigError
 
 PARADIGMS = {
     "independent": ["paradigm=independent"],
@@ -43,6 +54,28 @@ def test_first_importance_ratio_is_one_without_lag(tmp_path, paradigm, game, mem
     assert all(math.isfinite(x) for line in lines for x in line.values())
 
 
+TURNS = {
+    "tictactoe": ["env=classic/tictactoe"],
+    "leduc": ["env=classic/leduc_holdem"],
+    "leduc, separate groups": ["env=classic/leduc_holdem", "groups=separate"],
+}
+
+
+@pytest.mark.parametrize("memory", MEMORY)
+@pytest.mark.parametrize("game", TURNS)
+@pytest.mark.parametrize("paradigm", ["independent", "ctde, own rewards", "centralized, autoregressive"])
+def test_first_importance_ratio_is_one_without_lag_in_turns_too(tmp_path, paradigm, game, memory):
+    """Players wait, have masks only when it is their turn, and remember only what they saw then."""
+    less = ["rollout.max_lag=0", "rollout.fragment=30", "budget.env_steps=120", "algorithm.epochs=2", "algorithm.minibatches=1"]
+    lines = inline.train(tmp_path, *less, *TURNS[game], *PARADIGMS[paradigm], *MEMORY[memory])
+    learned = [line for line in lines if "throughput/env_steps_per_s" in line]
+    deviations = [x for line in learned for name, x in line.items() if name.endswith("first_ratio_deviation")]
+    assert len(deviations) == 2 * (2 if paradigm == "independent" and "separate" in game else 1)
+    assert max(deviations) < 1e-5
+    assert max(x for line in learned for name, x in line.items() if name.endswith("/kl")) > 1e-9
+    assert all(math.isfinite(x) for line in lines for x in line.values())
+
+
 @pytest.mark.parametrize("lag", [0, 1])
 @pytest.mark.parametrize("paradigm", PARADIGMS)
 def test_a2c_trains_under_every_paradigm(tmp_path, paradigm, lag):
@@ -53,3 +86,120 @@ def test_a2c_trains_under_every_paradigm(tmp_path, paradigm, lag):
     assert len(learned) == 4
     # one step later the policy is another one
     assert (max(deviations) < 1e-5) == (lag == 0)
+
+
+SPACES = {"discrete": [], "masked": ["env.masked=true"], "several": ["env.kind=several"], "box": ["env.kind=box"]}
+EVERY_PARADIGM, EVERY_SPACE = ("independent", "ctde", "centralized"), tuple(SPACES)
+CHOICES = ("discrete", "masked", "several")
+# algorithm -> the paradigms and the actions that it is defined for, and what a refusal has to speak of: in another paradigm, for
+# other actions
+TABLE = {
+    # a policy gradient needs log-probabilities only: Schulman et al. 2017, Mnih et al. 2016
+    "ppo": (EVERY_PARADIGM, EVERY_SPACE, (), ()),
+    "a2c": (EVERY_PARADIGM, EVERY_SPACE, (), ()),
+    # several agents that improve one team's value, each by its own policy: Kuba et al. 2022
+    "happo": (("ctde",), EVERY_SPACE, ("algorithm=happo", "paradigm=ctde", "algorithm=ppo"), ()),
+    # sums over one agent's choices, with a critic of all agents' actions: Foerster et al. 2018
+    "coma": (
+        ("ctde",), ("discrete", "masked"), ("algorithm=coma", "paradigm=ctde", "algorithm=a2c"), ("algorithm=coma", "algorithm=ppo"),
+    ),
+    # the largest of several values: Mnih et al. 2015; each agent alone: Tan 1993
+    "dqn": (
+        ("independent",), CHOICES, ("algorithm=dqn", "needs paradigm=independent"), ("algorithm=dqn", "Box", "algorithm=ppo"),
+    ),
+    # the team's value from its agents': Sunehag et al. 2018, Rashid et al. 2018
+    "vdn": (("ctde",), CHOICES, ("algorithm=vdn", "paradigm=ctde"), ("algorithm=vdn", "Box", "algorithm=ppo")),
+    "qmix": (("ctde",), CHOICES, ("algorithm=qmix", "paradigm=ctde"), ("algorithm=qmix", "Box", "algorithm=ppo")),
+}  # fmt: skip
+LITTLE = {
+    "ppo": ["epochs=2", "minibatches=2"], "a2c": [], "happo": ["epochs=1", "minibatches=2"], "coma": ["critic_steps=2"],
+    **{name: ["batch=4", "starts=1", "samples_per_insert=1"] for name in ("dqn", "vdn", "qmix")},
+}  # fmt: skip
+REMEMBER = {"no memory": [], "gru": ["algorithm.gru=4", "algorithm.chunk=4"]}
+
+
+def asked(algorithm, paradigm, space, memory):
+    separate = ["groups=separate"] if algorithm == "happo" else []
+    return [
+        f"algorithm={algorithm}", f"paradigm={paradigm}", "env.name=rigs.games:board", *SPACES[space], *REMEMBER[memory], *separate,
+        *(f"algorithm.{option}" for option in LITTLE[algorithm]), "rollout.fragment=8",
+    ]  # fmt: skip
+
+
+def serves(algorithm, paradigm, space):
+    return paradigm in TABLE[algorithm][0] and space in TABLE[algorithm][1]
+
+
+def test_every_algorithm_has_a_row():
+    assert set(TABLE) == set(LITTLE) == set(ALGORITHMS)
+
+
+COMBINATIONS = list(product(TABLE, EVERY_PARADIGM, EVERY_SPACE, REMEMBER))
+
+
+@pytest.mark.parametrize(("algorithm", "paradigm", "space", "memory"), [x for x in COMBINATIONS if serves(*x[:3])])
+def test_what_an_algorithm_serves_trains(tmp_path, algorithm, paradigm, space, memory):
+    three = ["rollout.envs=1", "budget.env_steps=24", "algorithm.hidden=[4]"]
+    lines = inline.train(tmp_path, *asked(algorithm, paradigm, space, memory), *three)
+    learned = [line for line in lines if "throughput/env_steps_per_s" in line]
+    assert [line["learner_steps"] for line in learned] == [1, 2, 3]
+    interfaces = ["x_0/", "y_0/"] if paradigm == "independent" else [""]
+    for line in learned:
+        assert {f"loss/{name}value" for name in interfaces} <= set(line)
+        assert {name: x for name, x in line.items() if not math.isfinite(x)} == {}
+    for name in interfaces:
+        assert len({line[f"loss/{name}value"] for line in learned}) == 3
+
+
+@pytest.mark.parametrize(("algorithm", "paradigm", "space", "memory"), [x for x in COMBINATIONS if not serves(*x[:3])])
+def test_what_an_algorithm_does_not_serve_is_refused_before_a_rank_starts(algorithm, paradigm, space, memory):
+    config = compose(asked(algorithm, paradigm, space, memory))
+    with pytest.raises(ConfigError) as refused:
+        paradigms.plan(config, train.make_env(config, 1).spec)
+    text, (others, spaces, elsewhere, otherwise) = str(refused.value), TABLE[algorithm]
+    reasons = [words for words, wrong in ((elsewhere, paradigm not in others), (otherwise, space not in spaces)) if wrong]
+    assert all(reasons)
+    assert any(all(word in text for word in words) for words in reasons)
+    assert (f"got paradigm={paradigm}" in text) == ("needs paradigm=" in text)
+    advised = re.search(r"use algorithm=([\w, ]+)", text)
+    assert advised is not None
+    # whoever follows the advice must not be refused again
+    assert [name for name in re.split(r", | or | ", advised[1]) if name in TABLE and not serves(name, paradigm, space)] == []
+
+
+REFUSED = [
+    (["algorithm=happo", "paradigm=ctde"], ["algorithm=happo", "'x_0' has 2 agents", "groups=separate"]),
+    *(
+        ([f"algorithm={name}", "paradigm=ctde", "groups=separate", "team_reward=individual"], ["team_reward must be mean or sum"])
+        for name in ("happo", "coma", "vdn", "qmix")
+    ),
+    (["paradigm=centralized", "team_reward=individual"], ["paradigm=centralized", "team_reward must be mean or sum"]),
+    (["algorithm.autoregressive=true"], ["algorithm.autoregressive=true", "paradigm=centralized"]),
+    (["algorithm.critic=shared"], ["algorithm.critic=shared", "paradigm=ctde"]),
+    (["algorithm.gru=4", "algorithm.chunk=3"], ["rollout.fragment=8", "multiple of algorithm.chunk=3"]),
+    (["algorithm=dqn", "algorithm.n_step=9"], ["rollout.fragment=8", "9 steps", "longer"]),
+    (["algorithm=dqn", "algorithm.starts=9", "algorithm.capacity=8"], ["algorithm.starts=9", "algorithm.capacity=8"]),
+    (["algorithm=dqn", "paradigm=centralized"], ["paradigm=independent"]),
+]
+
+
+@pytest.mark.parametrize(("overrides", "words"), REFUSED, ids=[" ".join(overrides) for overrides, _ in REFUSED])
+def test_refusals_are_the_answer_of_what_runs_before_any_rank(monkeypatch, overrides, words):
+    """`prepare` is asked by the supervisor of rank 0, which raises what it says as a ConfigError before it starts a role."""
+    answers = {}
+
+    class Store:
+        def __init__(self, address, key):
+            pass
+
+        def set(self, key, value):
+            answers[key] = value
+
+    monkeypatch.setattr(train, "StoreClient", Store)
+    base = ["env.name=rigs.games:board", "rollout.fragment=8"]
+    job = {"store": ["", 0], "key": "00"}
+    train.prepare({**job, "config": asdict(compose([*base, *overrides]))}, None)
+    assert set(answers["prepared"]) == {"wrong"}
+    assert [word for word in words if word not in answers["prepared"]["wrong"]] == []
+    train.prepare({**job, "config": asdict(compose(base))}, None)
+    assert set(answers["prepared"]) == {"spec", "cuda"}
