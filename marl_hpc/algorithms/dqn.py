@@ -63,9 +63,12 @@ class DQN(OffPolicy):
         check_epsilon(config)
         for group in interface.groups:
             if group.action_space.kind == "box":
+                instead = {"independent": "ppo or sac", "ctde": "ppo, sac or maddpg", "centralized": "ppo or a2c"}[
+                    interface.paradigm
+                ]
                 raise ConfigError(
                     f"algorithm={cls.__name__.lower()} chooses among actions, but group {group.name!r} acts in a Box of shape "
-                    f"{group.action_space.shape}; use algorithm=ppo, sac or maddpg"
+                    f"{group.action_space.shape}; use algorithm={instead}"
                 )
         wanted = "ctde" if cls.team else "independent"
         if interface.paradigm != wanted:

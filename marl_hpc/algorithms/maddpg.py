@@ -62,9 +62,9 @@ class MADDPG(OffPolicyActorCritic):
     @classmethod
     def check(cls, config: MADDPGConfig, interface: InterfaceSpec, fragment: int) -> None:
         if interface.paradigm != "ctde":
+            instead = "sac or ppo" if interface.paradigm == "independent" else "ppo or a2c"
             raise ConfigError(
-                f"algorithm=maddpg needs a team, paradigm=ctde; got paradigm={interface.paradigm}: use algorithm=sac or dqn "
-                "with paradigm=independent, ppo with paradigm=centralized"
+                f"algorithm=maddpg needs a team, it needs paradigm=ctde; got paradigm={interface.paradigm}: use algorithm={instead} there"
             )
         super().check(config, interface, fragment)
         check_epsilon(config)

@@ -110,10 +110,14 @@ TABLE = {
     # the team's value from its agents': Sunehag et al. 2018, Rashid et al. 2018
     "vdn": (("ctde",), CHOICES, ("algorithm=vdn", "paradigm=ctde"), ("algorithm=vdn", "Box", "algorithm=ppo")),
     "qmix": (("ctde",), CHOICES, ("algorithm=qmix", "paradigm=ctde"), ("algorithm=qmix", "Box", "algorithm=ppo")),
+    # a soft value of any action, with a critic of one agent or of all: Haarnoja et al. 2018, Christodoulou 2019
+    "sac": (("independent", "ctde"), EVERY_SPACE, ("algorithm=sac", "paradigm=independent or ctde", "algorithm=ppo"), ()),
+    # critics of all agents' actions, gradients through the own one: Lowe et al. 2017
+    "maddpg": (("ctde",), EVERY_SPACE, ("algorithm=maddpg", "needs a team", "paradigm=ctde"), ()),
 }  # fmt: skip
 LITTLE = {
     "ppo": ["epochs=2", "minibatches=2"], "a2c": [], "happo": ["epochs=1", "minibatches=2"], "coma": ["critic_steps=2"],
-    **{name: ["batch=4", "starts=1", "samples_per_insert=1"] for name in ("dqn", "vdn", "qmix")},
+    **{name: ["batch=4", "starts=1", "samples_per_insert=1"] for name in ("dqn", "vdn", "qmix", "sac", "maddpg")},
 }  # fmt: skip
 REMEMBER = {"no memory": [], "gru": ["algorithm.gru=4", "algorithm.chunk=4"]}
 

@@ -218,7 +218,7 @@ def test_epsilon_falls_linearly():
 @pytest.mark.parametrize(
     ("interface", "options", "words"),
     [
-        (interface_of(paradigm="independent"), {}, ["algorithm=maddpg", "needs a team", "paradigm=independent", "use algorithm=sac or dqn"]),
+        (interface_of(paradigm="independent"), {}, ["algorithm=maddpg", "needs a team", "paradigm=independent", "use algorithm=sac or ppo"]),
         (interface_of(paradigm="centralized"), {}, ["algorithm=maddpg", "needs a team", "paradigm=centralized", "ppo"]),
         (interface_of(), {"temperature": 0.0}, ["algorithm.temperature=0.0", "greater than 0"]),
         (interface_of(), {"regularization": -1.0}, ["algorithm.regularization=-1.0", "0 or more"]),
