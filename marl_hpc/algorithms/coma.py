@@ -128,6 +128,8 @@ class COMA(ActorCritic):
             outputs[actor.group.name] = parameters.exp()
             modes[actor.group.name] = self.one_hot(actor.group.name, parameters.argmax(-1))
         ended = {name: x[ends] for name, x in batch.items() if not name.endswith("/memory")}
+        for name in self.names:  # who is cut off acts no more but would have
+            ended[f"{name}/next_active"] = ended[f"{name}/next_active"] | ended[f"{name}/truncated"]
         q = self.target(ended, modes, "next_")
         return torch.cat([(outputs[name] * q[name]).sum(-1) for name in self.names], -1)
 

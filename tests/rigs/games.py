@@ -1,4 +1,4 @@
-"""Small environments that MPE doesn't have: masks, several choices at once, boxes, agents that come and go."""
+"""Small environments that MPE doesn't have: masks, several choices at once, boxes, agents that come and go, turns in any order."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 from gymnasium import spaces
-from pettingzoo import ParallelEnv
+from pettingzoo import AECEnv, ParallelEnv
 
 
 class Board(ParallelEnv):
@@ -69,3 +69,72 @@ def sizes_of(space: Any) -> list[int]:
 
 def board(**options: Any) -> Board:
     return Board(**options)
+
+
+class Relay(AECEnv):
+    """Who has the baton says by its action who gets it next: the order is anything. Agents are a to d; d is born in move 3.
+
+    Action 4 eliminates the next living agent by name, who loses 5 (the mover wins 1), and keeps the baton; every move pays everyone
+    alive 0.5; after 8 moves who lives is truncated. Masks are in the info of who has the baton, and forbid giving it to the dead.
+    """
+
+    metadata = {"name": "relay_v0"}
+    possible_agents = ["a", "b", "c", "d"]
+
+    def observation_space(self, agent):
+        return spaces.Box(0, 100, (2,), np.float32)
+
+    def action_space(self, agent):
+        return spaces.Discrete(5)
+
+    def reset(self, seed=None, options=None):
+        self.moves, self.agents, self.agent_selection = 0, ["a", "b", "c"], "b"
+        self.rewards, self._cumulative_rewards = (dict.fromkeys(self.agents, 0.0) for _ in range(2))
+        self.terminations, self.truncations = (dict.fromkeys(self.agents, False) for _ in range(2))
+        self.infos = {agent: {} for agent in self.agents}
+        self._skip_agent_selection = None
+        self.mask()
+
+    def mask(self):
+        for agent in self.agents:
+            self.infos[agent].pop("action_mask", None)
+        legal = [agent in self.agents and not self.terminations[agent] for agent in self.possible_agents]
+        self.infos[self.agent_selection]["action_mask"] = np.array([*legal, sum(legal) > 1])
+
+    def observe(self, agent):
+        return np.array([self.moves, 1 + self.possible_agents.index(agent)], np.float32)
+
+    def step(self, action):
+        mover = self.agent_selection
+        if self.terminations[mover] or self.truncations[mover]:
+            self._was_dead_step(action)
+            return
+        assert self.infos[mover]["action_mask"][action]
+        self._cumulative_rewards[mover] = 0
+        self.rewards = dict.fromkeys(self.agents, 0.5)
+        self.moves += 1
+        if action == 4:
+            victim = next(agent for agent in [*self.agents, *self.agents][self.agents.index(mover) + 1 :] if agent != mover)
+            self.terminations[victim] = True
+            self.rewards[victim], self.rewards[mover] = -5.0, 1.0
+        else:
+            self.agent_selection = self.possible_agents[action]
+        if self.moves == 3:
+            self.agents.append("d")
+            for values, first in (
+                (self.rewards, 0.0),
+                (self._cumulative_rewards, 0.0),
+                (self.terminations, False),
+                (self.truncations, False),
+            ):
+                values["d"] = first
+            self.infos["d"] = {}
+        if self.moves == 8:
+            self.truncations = {agent: not self.terminations[agent] for agent in self.agents}
+        self._accumulate_rewards()
+        self.mask()
+        self._deads_step_first()
+
+
+def in_turns(**options: Any) -> Relay:
+    return Relay(**options)

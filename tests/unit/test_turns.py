@@ -5,10 +5,9 @@ import warnings
 
 import numpy as np
 import pytest
-from gymnasium import spaces
 from mpe2 import simple_spread_v3
-from pettingzoo import AECEnv
 from pettingzoo.utils import parallel_to_aec
+from rigs.games import Relay
 
 from marl_hpc.envs import ENVS, make
 from marl_hpc.envs.turns import TurnBatch
@@ -114,71 +113,6 @@ def test_copy_that_is_over_waits_while_the_others_go_on():
     assert not step.terminated["shared"][0].any()
     assert not step.seen.observation["shared"][0].any()
     assert step.seen.active["shared"].tolist() == [[False, False], [True, False]]
-
-
-class Relay(AECEnv):
-    """Who has the baton says by its action who gets it next: the order is anything. Agents are a to d; d is born in move 3.
-
-    Action 4 eliminates the next living agent by name, who loses 5 (the mover wins 1), and keeps the baton; every move pays everyone
-    alive 0.5; after 8 moves who lives is truncated. Masks are in the info of who has the baton, and forbid giving it to the dead.
-    """
-
-    metadata = {"name": "relay_v0"}
-    possible_agents = ["a", "b", "c", "d"]
-
-    def observation_space(self, agent):
-        return spaces.Box(0, 100, (2,), np.float32)
-
-    def action_space(self, agent):
-        return spaces.Discrete(5)
-
-    def reset(self, seed=None, options=None):
-        self.moves, self.agents, self.agent_selection = 0, ["a", "b", "c"], "b"
-        self.rewards, self._cumulative_rewards = (dict.fromkeys(self.agents, 0.0) for _ in range(2))
-        self.terminations, self.truncations = (dict.fromkeys(self.agents, False) for _ in range(2))
-        self.infos = {agent: {} for agent in self.agents}
-        self._skip_agent_selection = None
-        self.mask()
-
-    def mask(self):
-        for agent in self.agents:
-            self.infos[agent].pop("action_mask", None)
-        legal = [agent in self.agents and not self.terminations[agent] for agent in self.possible_agents]
-        self.infos[self.agent_selection]["action_mask"] = np.array([*legal, sum(legal) > 1])
-
-    def observe(self, agent):
-        return np.array([self.moves, 1 + self.possible_agents.index(agent)], np.float32)
-
-    def step(self, action):
-        mover = self.agent_selection
-        if self.terminations[mover] or self.truncations[mover]:
-            self._was_dead_step(action)
-            return
-        assert self.infos[mover]["action_mask"][action]
-        self._cumulative_rewards[mover] = 0
-        self.rewards = dict.fromkeys(self.agents, 0.5)
-        self.moves += 1
-        if action == 4:
-            victim = next(agent for agent in [*self.agents, *self.agents][self.agents.index(mover) + 1 :] if agent != mover)
-            self.terminations[victim] = True
-            self.rewards[victim], self.rewards[mover] = -5.0, 1.0
-        else:
-            self.agent_selection = self.possible_agents[action]
-        if self.moves == 3:
-            self.agents.append("d")
-            for values, first in (
-                (self.rewards, 0.0),
-                (self._cumulative_rewards, 0.0),
-                (self.terminations, False),
-                (self.truncations, False),
-            ):
-                values["d"] = first
-            self.infos["d"] = {}
-        if self.moves == 8:
-            self.truncations = {agent: not self.terminations[agent] for agent in self.agents}
-        self._accumulate_rewards()
-        self.mask()
-        self._deads_step_first()
 
 
 def relay(moves, copies=1):

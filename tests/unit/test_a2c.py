@@ -1,0 +1,101 @@
+"""A2C against its gradient written by hand."""
+
+import numpy as np
+import pytest
+import torch
+from rigs.batches import Alone, batch_of
+
+from marl_hpc.agents import IndependentAgent
+from marl_hpc.algorithms.a2c import A2C, A2CConfig
+from marl_hpc.types import ActionSpace, GroupSpec, InterfaceSpec
+
+GROUP = GroupSpec(
+    name="g", agents=("g0", "g1"), observation_shape=(3,), action_space=ActionSpace(kind="discrete", n=4), action_mask=True
+)
+ALONE = InterfaceSpec(name="g", paradigm="independent", groups=(GROUP,))
+T, B = 7, 4
+
+
+def agent_of(**options):
+    config = A2CConfig(**{"hidden": [8], "normalize_values": False, "gamma": 0.9, "max_grad_norm": 1e9, **options})
+    agent = IndependentAgent(A2C, config, ALONE, Alone(), device=torch.device("cpu"), dtype=torch.float64, seed=0)
+    generator = torch.Generator().manual_seed(1)
+    with torch.no_grad():
+        agent.parameters.values += 0.5 * torch.randn(agent.parameters.values.shape, dtype=torch.float64, generator=generator)
+    return agent
+
+
+def returns_of(batch, values, following):
+    """Mnih et al. 2016, algorithm S3: rewards up to the episode's end or the fragment's, and there the value of what follows; nothing
+    follows a termination."""
+    result = np.zeros((T, B, 2))
+    for t, b, n in np.ndindex(T, B, 2):
+        discount = 1.0
+        for later in range(t, T):
+            result[t, b, n] += discount * float(batch["g/reward"][later, b, n])
+            discount *= 0.9
+            if batch["g/terminated"][later, b, n]:
+                break
+            if batch["g/truncated"][later, b, n] or later == T - 1:
+                result[t, b, n] += discount * float(following[later, b, n])
+                break
+    return result
+
+
+def test_with_lambda_1_advantages_are_n_step_returns_less_the_value():
+    assert A2CConfig().gae_lambda == 1.0
+    agent, batch = agent_of(), batch_of(ALONE, T, B, ends=0.2)
+    with torch.no_grad():
+        value, following = (
+            agent.algorithm.critic.networks[0](batch[f"g/{name}"])[..., 0] for name in ("observation", "next_observation")
+        )
+    result, active = agent.algorithm.with_advantages(batch), batch["g/active"]
+    expected = returns_of(batch, value, following)
+    assert batch["g/truncated"].any()
+    assert batch["g/terminated"].any()
+    assert torch.equal(result["known"], active)
+    np.testing.assert_allclose(result["target"][active].numpy(), expected[active.numpy()], atol=1e-12)
+    np.testing.assert_allclose(result["advantage"][active].numpy(), (expected - value.numpy())[active.numpy()], atol=1e-12)
+
+
+@pytest.mark.parametrize("stale", [False, True])
+def test_one_step_takes_the_gradient_written_by_hand(stale):
+    """∂/∂logits of -w A log π(a) - β H is w A (π - 1_a) + β π (log π + H), ∂/∂V of c (V - R)² is 2 c (V - R), averaged over who acts."""
+    agent, batch = agent_of(entropy=0.05, value_weight=0.7, max_weight=1.2), batch_of(ALONE, T, B)
+    network, critic = agent.algorithm.policies["g"].network, agent.algorithm.critic.networks[0]
+    logits, value = network(batch["g/observation"]), critic(batch["g/observation"])[..., 0]
+    with torch.no_grad():
+        following = critic(batch["g/next_observation"])[..., 0]
+        returns = torch.from_numpy(returns_of(batch, value.detach(), following))
+        masked = logits.masked_fill(~batch["g/action_mask"], -1e30).exp()
+        pi = masked / masked.sum(-1, keepdim=True)
+        chosen = torch.nn.functional.one_hot(batch["g/action"], 4)
+        now = (pi * chosen).sum(-1).log()
+        if not stale:
+            batch["g/log_prob"] = now.clone()
+        log_pi = torch.where(pi > 0, pi, 1.0).log()
+        entropy = -(pi * log_pi).sum(-1, keepdim=True)
+        active = batch["g/active"]
+        weight = (now - batch["g/log_prob"]).exp().clamp(max=1.2)
+        assert (weight[active] != 1).any() == stale
+        advantage = (weight * (returns - value)).unsqueeze(-1)
+        by_logits = (advantage * (pi - chosen) + 0.05 * pi * (log_pi + entropy)) * active.unsqueeze(-1) / active.sum()
+        by_value = 2 * 0.7 * (value - returns) * active / active.sum()
+    parameters = [*network.parameters(), *critic.parameters()]
+    expected = torch.autograd.grad([logits, value], parameters, [by_logits, by_value])
+    agent.learn(batch, torch.arange(B), total=B, seed=0, env_steps=0)
+    assert agent.updates == 1
+    found = agent.parameters.values.grad
+    torch.testing.assert_close(found, torch.cat([x.flatten() for x in expected]), rtol=1e-8, atol=1e-11)
+    assert found.abs().max() > 0.01
+
+
+def test_gradient_of_one_step_moves_parameters_against_it():
+    agent, batch = agent_of(lr=0.01), batch_of(ALONE, T, B)
+    before = agent.parameters.values.detach().clone()
+    agent.learn(batch, torch.arange(B), total=B, seed=0, env_steps=0)
+    gradient = agent.parameters.values.grad
+    step = agent.parameters.values.detach() - before
+    clear = gradient.abs() > 1e-3  # Adam's first step is the sign of the gradient, lr long
+    assert clear.sum() > 20
+    torch.testing.assert_close(step[clear], -0.01 * gradient[clear].sign(), rtol=0.02, atol=0)
