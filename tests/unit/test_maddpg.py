@@ -103,7 +103,9 @@ def test_the_policys_gradient_is_straight_through_gumbel_softmax_of_the_own_acti
                 q = network.body(inputs_of(minibatch, "", s, n, did(minibatch, s), [own])).squeeze()
                 direction = torch.autograd.grad(q, own)[0] * (1 - own.detach() ** 2)
                 total -= q.item()
-            written = torch.autograd.grad((said * -direction).sum(), [p for p in maddpg.policies[group].parameters() if p.requires_grad])
+            written = torch.autograd.grad(
+                (said * -direction).sum(), [p for p in maddpg.policies[group].parameters() if p.requires_grad]
+            )
             flat = torch.cat([x.flatten() for x in written])
             expected[group][-len(flat) :] += flat  # a box's fixed deviation stands before the network
     assert loss == pytest.approx(total, abs=1e-9)

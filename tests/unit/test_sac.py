@@ -270,7 +270,11 @@ def test_metrics_are_means_over_samples():
 @pytest.mark.parametrize(
     ("interface", "options", "words"),
     [
-        (interface_of(paradigm="centralized"), {}, ["algorithm=sac", "independent or ctde", "paradigm=centralized", "algorithm=ppo"]),
+        (
+            interface_of(paradigm="centralized"),
+            {},
+            ["algorithm=sac", "independent or ctde", "paradigm=centralized", "algorithm=ppo"],
+        ),
         (interface_of(paradigm="independent"), {"critic": "shared"}, ["algorithm.critic=shared", "ctde", "paradigm=independent"]),
         (interface_of(), {"alpha": 0.0}, ["algorithm.alpha=0.0", "greater than 0"]),
         (interface_of(), {"alpha_lr": -1.0}, ["algorithm.alpha_lr=-1.0", "0 (the temperature stays)"]),
