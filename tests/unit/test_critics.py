@@ -5,8 +5,9 @@ from itertools import count
 import numpy as np
 import pytest
 import torch
+from rigs import drawn
 
-from marl_hpc.critics import Critic
+from marl_hpc.critics import ActionCritic, Critic
 from marl_hpc.types import ActionSpace, GroupSpec, InterfaceSpec
 
 T, B, S = 7, 3, 5
@@ -152,3 +153,42 @@ def test_a_separate_critic_has_a_network_for_each_group_and_a_shared_one_has_one
     assert next(critic_of("state").networks[1].parameters()).shape == (8, 6 + S)
     assert next(critic_of("shared").networks[0].parameters()).shape == (8, S + 3)
     assert next(critic_of("joint").networks[0].parameters()).shape == (8, 2 * 4 + 6)
+
+
+# critics of actions
+
+
+@pytest.mark.parametrize("units", [0, 6])
+@pytest.mark.parametrize("kind", ["own", "state", "shared"])
+def test_values_of_actions_see_the_others_that_act_and_their_own_only_where_it_is_no_choice(kind, units):
+    interface = drawn.interface_of("discrete", "box", paradigm="independent" if kind == "own" else "ctde")
+    critic = ActionCritic(
+        interface, {"hidden": [8], "activation": "tanh", "agent_id": True, "gru": units}, count(), kind == "shared"
+    )
+    critic.double()
+    batch = {name: x[:, 0] for name, x in drawn.batch_of(interface).items()}
+    random = torch.Generator().manual_seed(0)
+    actions = {"a": torch.rand(1, 6, 2, 4, generator=random), "b": torch.rand(1, 6, 1, 2, generator=random)}
+    actions = {name: x.double() for name, x in actions.items()}
+    memory = None if not units else torch.rand(1, 6, 3, units, generator=random).double()
+
+    def values(acted, own=None, prefix=""):
+        q = critic(batch, acted, prefix, own=own, memory=memory)
+        assert q["a"].shape == (1, 6, 2, 4)
+        assert q["b"].shape == (1, 6, 1, 1)
+        return torch.cat([q["a"].sum(-1), q["b"].sum(-1)], -1)
+
+    before, team = values(actions), kind != "own"
+    for place, (group, i) in enumerate([("a", 0), ("a", 1), ("b", 0)]):
+        acted = {name: x.clone() for name, x in actions.items()}
+        acted[group][..., i, :] += 1
+        for prefix in ("", "next_"):
+            seen = torch.cat([batch[f"{g}/{prefix}active"] for g in "ab"], -1)[..., place, None].expand(-1, -1, 3).clone()
+            if prefix:
+                seen[:, 1] = True  # cut off: it would have gone on
+            seen &= torch.tensor(team)
+            seen[..., place] = group == "b"
+            assert torch.equal(values(acted, prefix=prefix) != values(actions, prefix=prefix), seen)
+        alone = torch.zeros_like(before, dtype=torch.bool)
+        alone[..., place] = group == "b"
+        assert torch.equal(values(actions, own=acted) != before, alone)
