@@ -7,6 +7,7 @@ how many there are. Critics with a memory begin each sequence without one; `burn
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -35,7 +36,7 @@ class OffPolicyActorCriticConfig(OffPolicyConfig):
     critic: str = "separate"  # paradigm=ctde: separate (one a group, over the state and own observations) | shared (over the state)
 
 
-class OffPolicyActorCritic(OffPolicy):
+class OffPolicyActorCritic(OffPolicy, ABC):
     """Their common part. `loss` is the algorithm's own: of the part that `trained` names."""
 
     passes: tuple[int, ...] = (CRITIC, POLICY)  # what each minibatch trains, in this order
@@ -53,9 +54,9 @@ class OffPolicyActorCritic(OffPolicy):
         self.first_row = exchange.index * config.batch // exchange.size  # of this replica in the minibatch of all
         self.hold_all(device=device, dtype=dtype)
 
+    @abstractmethod
     def hold_all(self, *, device: Any, dtype: torch.dtype) -> None:
         """Put all modules into the flat buffer, policies first and critics behind them, and keep target copies."""
-        raise NotImplementedError
 
     @classmethod
     def check(cls, config: Any, interface: InterfaceSpec, fragment: int) -> None:
@@ -151,6 +152,18 @@ class OffPolicyActorCritic(OffPolicy):
         """Zero for the sums that a pass doesn't have."""
         nothing = self.parameters.values.new_zeros(())
         return {name: sums[name].detach() if name in sums else nothing for name in self.sums}
+
+
+def check_applies(config: Any, interface: InterfaceSpec, *, choices: Sequence[str], boxes: Sequence[str]) -> None:
+    """Refuse options about choices where no agent has any, and about boxes alike."""
+    kinds = {"boxes" if group.action_space.kind == "box" else "choices" for group in interface.groups}
+    usual = type(config)()
+    for kind, keys in (("choices", choices), ("boxes", boxes)):
+        for key in keys:
+            if kind not in kinds and getattr(config, key) != getattr(usual, key):
+                raise ConfigError(
+                    f"algorithm.{key}={getattr(config, key)} is about {kind}, and no group of interface {interface.name!r} acts in such; leave it out"
+                )
 
 
 @contextmanager
