@@ -23,8 +23,9 @@ from marl_hpc.algorithms.off_policy_actor_critic import (
     CRITIC,
     OffPolicyActorCritic,
     OffPolicyActorCriticConfig,
+    check_applies,
     fixed,
-)  # fmt: skip
+)
 from marl_hpc.config import ConfigError
 from marl_hpc.critics import ActionCritic
 from marl_hpc.distributions import Categorical
@@ -74,15 +75,8 @@ class MADDPG(OffPolicyActorCritic):
             raise ConfigError(f"algorithm.regularization={config.regularization} must be 0 or more")
         if not config.noise > 0:
             raise ConfigError(f"algorithm.noise={config.noise} must be greater than 0: nothing else explores the actions of a box")
-        kinds = {group.action_space.kind == "box" for group in interface.groups}
-        for key, needed, what in (
-            ("noise", True, "boxes"), ("temperature", False, "choices"), ("epsilon_start", False, "choices"),
-            ("epsilon_end", False, "choices"), ("epsilon_steps", False, "choices"),
-        ):  # fmt: skip
-            if needed not in kinds and getattr(config, key) != getattr(MADDPGConfig(), key):
-                raise ConfigError(
-                    f"algorithm.{key}={getattr(config, key)} is about {what}, and no group of interface {interface.name!r} acts in such; leave it out"
-                )
+        exploring = ("epsilon_start", "epsilon_end", "epsilon_steps")
+        check_applies(config, interface, choices=("temperature", *exploring), boxes=("noise",))
 
     def loss(self, minibatch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
         return self.critic_loss(minibatch) if self.trained == CRITIC else self.policy_loss(minibatch)

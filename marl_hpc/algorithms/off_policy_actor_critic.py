@@ -154,6 +154,18 @@ class OffPolicyActorCritic(OffPolicy, ABC):
         return {name: sums[name].detach() if name in sums else nothing for name in self.sums}
 
 
+def check_applies(config: Any, interface: InterfaceSpec, *, choices: Sequence[str], boxes: Sequence[str]) -> None:
+    """Refuse options about choices where no agent has any, and about boxes alike."""
+    kinds = {"boxes" if group.action_space.kind == "box" else "choices" for group in interface.groups}
+    usual = type(config)()
+    for kind, keys in (("choices", choices), ("boxes", boxes)):
+        for key in keys:
+            if kind not in kinds and getattr(config, key) != getattr(usual, key):
+                raise ConfigError(
+                    f"algorithm.{key}={getattr(config, key)} is about {kind}, and no group of interface {interface.name!r} acts in such; leave it out"
+                )
+
+
 @contextmanager
 def fixed(modules: Sequence[nn.Module]) -> Iterator[None]:
     """Gradients pass through these modules, none reach their parameters."""

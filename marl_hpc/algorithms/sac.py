@@ -22,8 +22,9 @@ from marl_hpc.algorithms.off_policy_actor_critic import (
     POLICY,
     OffPolicyActorCritic,
     OffPolicyActorCriticConfig,
+    check_applies,
     fixed,
-)  # fmt: skip
+)
 from marl_hpc.config import ConfigError
 from marl_hpc.critics import ActionCritic
 from marl_hpc.distributions import Squashed
@@ -80,12 +81,7 @@ class SAC(OffPolicyActorCritic):
             raise ConfigError(f"algorithm.alpha_lr={config.alpha_lr} must be 0 (the temperature stays) or more")
         if not 0 <= config.discrete_entropy <= 1:
             raise ConfigError(f"algorithm.discrete_entropy={config.discrete_entropy} is a share and must lie between 0 and 1")
-        kinds = {group.action_space.kind == "box" for group in interface.groups}
-        for key, needed, what in (("discrete_entropy", False, "choices"), ("box_entropy", True, "boxes")):
-            if needed not in kinds and getattr(config, key) != getattr(SACConfig(), key):
-                raise ConfigError(
-                    f"algorithm.{key}={getattr(config, key)} is about {what}, and no group of interface {interface.name!r} acts in such; leave it out"
-                )
+        check_applies(config, interface, choices=("discrete_entropy",), boxes=("box_entropy",))
 
     def parts(self) -> list[tuple[slice, float]]:
         """Policies, critics, and temperatures."""
