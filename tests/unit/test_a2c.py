@@ -3,7 +3,8 @@
 import numpy as np
 import pytest
 import torch
-from rigs.batches import Alone, batch_of
+from rigs.batches import batch_of
+from rigs.replicas import Alone
 
 from marl_hpc.agents import IndependentAgent
 from marl_hpc.algorithms.a2c import A2C, A2CConfig

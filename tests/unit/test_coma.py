@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 import torch
 from rigs import inline
-from rigs.batches import Alone, Pair, batch_of
+from rigs.batches import batch_of
+from rigs.replicas import Alone, Pair
 
 from marl_hpc.agents import TeamAgent
 from marl_hpc.algorithms.coma import COMA, COMAConfig

@@ -4,7 +4,8 @@ from dataclasses import replace
 
 import pytest
 import torch
-from rigs.batches import Alone, Pair, batch_of
+from rigs.batches import batch_of
+from rigs.replicas import Alone, Pair
 
 from marl_hpc.agents import TeamAgent
 from marl_hpc.algorithms.happo import HAPPO
