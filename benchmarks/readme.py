@@ -8,8 +8,11 @@ from __future__ import annotations
 import json
 import re
 from pathlib import Path
+from typing import Any
 
-from marl_hpc.evaluation import bootstrap_interval, interquartile_mean
+import numpy as np
+
+from marl_hpc.evaluation import bootstrap_interval, interquartile_mean, probability_of_improvement
 
 ROOT = Path(__file__).parent.parent
 RESULTS = ROOT / "benchmarks" / "results"
@@ -46,7 +49,7 @@ def tables() -> str:
             f"| {name} | {row['env_steps_per_s']:,.0f} ({low:,.0f}–{high:,.0f}) | {row['env_steps_per_s'] / bare['env_steps_per_s']:.2f} "
             f"| {row['env_steps_per_cpu_s']:,.0f} | {row['env_steps_per_cpu_s'] / bare['env_steps_per_cpu_s']:.2f} |"
         )
-    return "\n".join(lines + learning())
+    return "\n".join(lines + learning() + spread() + improvement() + tictactoe())
 
 
 GAMES = {
@@ -73,9 +76,8 @@ def learning() -> list[str]:
     ]
     head = len(lines)
     for suite, title in GAMES.items():
-        path = RESULTS / "learning" / f"{suite}.json"
-        for name, entry in (json.loads(path.read_text())["entries"] if path.exists() else {}).items():
-            done = [r for r in entry["runs"] if r["status"] == "finished"]
+        for name, entry in entries(suite).items():
+            done = finished(entry)
             going = len(entry["runs"]) - len(done)
             steps = (
                 ", ".join(sorted({f"{r['env_steps']:,}" for r in done}, key=len)) if len(done) <= 5 else f"{done[0]['env_steps']:,}"
@@ -86,6 +88,87 @@ def learning() -> list[str]:
             note = f"; {going} of {len(entry['runs'])} runs not finished" if going else ""
             lines.append(f"| {title} | {name} | {returns[0]} | {returns[1]} | {best} | {steps}{note} | {commits} |")
     return lines if len(lines) > head else []
+
+
+def spread() -> list[str]:
+    """simple_spread on both scales."""
+    rows = []
+    for name, entry in entries("spread").items():
+        if done := finished(entry):
+            cells = []
+            for values in (
+                [r["greedy"]["return_mean"] for r in done],
+                [r["sampled"]["return_mean"] for r in done],
+                [max(value for _, value in r["curve"]) for r in done],
+                [r["curve"][-1][1] for r in done],
+            ):
+                iqm = float(interquartile_mean(values))
+                cells.append(f"{iqm:.2f} ({6 * iqm - 75:.0f})")
+            rows.append(f"| {name} | {done[0]['env_steps']:,} | {len(done)} | " + " | ".join(cells) + " |")
+    if not rows:
+        return []
+    return [
+        "",
+        "simple_spread_v3, IQM over seeds, 100 episodes each: the mean over agents with mpe2's default reward, and in brackets the scale of",
+        "Papoudakis et al. (2021), per agent, which is 6 × the first - 75 (three times the shared term, every contact, and a constant 75).",
+        "",
+        "| algorithm | environment steps | seeds | last, greedy | last, sampled | best evaluation in training, on the port | last evaluation, on the port |",
+        "|---|---|---|---|---|---|---|",
+        *rows,
+    ]
+
+
+def improvement() -> list[str]:
+    """How likely a run of MAPPO has the better evaluation curve than one of IPPO on simple_speaker_listener."""
+    found = {name: finished(entry) for name, entry in entries("speaker_listener").items()}
+    if not (found.get("mappo") and found.get("ippo")):
+        return []
+    areas = {name: [area(r["curve"]) for r in runs] for name, runs in found.items()}
+    chance, low, high = probability_of_improvement(areas["mappo"], areas["ippo"])
+    return [
+        "",
+        f"simple_speaker_listener_v4: a run of MAPPO has a larger area under its evaluation curve than one of IPPO with probability {chance:.2f}",
+        f"[{low:.2f}, {high:.2f}] ({len(found['mappo'])} and {len(found['ippo'])} seeds, {found['mappo'][0]['env_steps']:,} environment steps; "
+        f"mean evaluation {np.mean(areas['mappo']):.1f} and {np.mean(areas['ippo']):.1f}).",
+    ]
+
+
+def area(curve: list[list[float]]) -> float:
+    """Mean height of an evaluation curve, by the trapezoid rule."""
+    steps, values = np.array(curve).T
+    return float(np.trapezoid(values, steps) / (steps[-1] - steps[0]))
+
+
+def tictactoe() -> list[str]:
+    path = RESULTS / "tictactoe.json"
+    if not path.exists():
+        return []
+    record = json.loads(path.read_text())
+    lines = [
+        "",
+        "`python benchmarks/tictactoe.py`: PettingZoo's tictactoe_v3 after self-play (`experiment=tictactoe/ppo`), greedy against random.",
+        "",
+        "| seed | seat | games | wins | draws | losses | illegal actions | environment steps | commit |",
+        "|---|---|---|---|---|---|---|---|---|",
+    ]
+    for run in record["runs"]:
+        for seat in ("first", "second"):
+            row = run[seat]
+            shares = " | ".join(f"{100 * row[key]:.2f} %" for key in ("wins", "draws", "losses"))
+            lines.append(
+                f"| {run['seed']} | {seat} | {row['games']:,} | {shares} | {row['illegal']} | {run['env_steps']:,} | {run['git']['commit'][:8]} |"
+            )
+    return lines
+
+
+def entries(suite: str) -> dict[str, Any]:
+    """What `benchmarks/learning.py` has run of a suite, by name."""
+    path = RESULTS / "learning" / f"{suite}.json"
+    return json.loads(path.read_text())["entries"] if path.exists() else {}
+
+
+def finished(entry: dict[str, Any]) -> list[dict[str, Any]]:
+    return [r for r in entry["runs"] if r["status"] == "finished"]
 
 
 def several(values: list[float]) -> str:

@@ -71,6 +71,7 @@ class AgentNetwork(nn.Module):
         self.dimensions = len(group.observation_shape)
         self.agent_id = bool(network["agent_id"]) and self.agents > 1
         self.units = int(network.get("gru", 0))
+        self.burn_in = int(network.get("burn_in", 0))
         generator = torch.Generator().manual_seed(seed)
         hidden, activation = list(network["hidden"]), network["activation"]
         self.image = ImageEncoder(group.observation_shape, activation, generator) if group.image else None
@@ -121,7 +122,8 @@ class AgentNetwork(nn.Module):
     ) -> tuple[Tensor, Tensor]:
         """Outputs [T, B, N, A] and the memory after each step [T, B, N, H], from the memory [B, N, H] before the first.
 
-        Memory starts anew where `first` [T, B], and stays as it is for agents that aren't `active` [T, B, N].
+        Memory starts anew where `first` [T, B], and stays as it is for agents that aren't `active` [T, B, N]. No gradients flow back
+        into the first `burn_in` steps, which only warm it up (Kapturowski et al. 2019).
         """
         x = self(observation, extra)
         if not self.units:
@@ -131,6 +133,8 @@ class AgentNetwork(nn.Module):
             memory = memory.masked_fill(first[t, :, None, None], 0)
             after = self.cell(x[t].flatten(0, 1), memory.flatten(0, 1)).view_as(memory)
             memory = torch.where(active[t, ..., None], after, memory)
+            if t < self.burn_in:
+                memory = memory.detach()
             memories.append(memory)
         stacked = torch.stack(memories)
         return self.head(stacked), stacked

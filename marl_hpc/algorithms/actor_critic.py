@@ -123,7 +123,7 @@ class ActorCritic:
         continues = after[-1]
         if joint:  # the team acts when a member does, and ends when none goes on
             over = (terminated | truncated).any(-1, True) & ~after.any(-1, True)
-            terminated = over & terminated.any(-1, True)
+            terminated = over & ~truncated.any(-1, True)  # a team goes on where any member would
             acting, reward, truncated, continues = (
                 acting.any(-1, True), reward[..., :1], over & ~terminated, continues.any(-1, True),
             )  # fmt: skip

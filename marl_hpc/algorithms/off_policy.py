@@ -58,7 +58,7 @@ class OffPolicy:
 
     @classmethod
     def network(cls, config: Any, interface: InterfaceSpec) -> dict[str, Any]:
-        return network_options(config, interface)
+        return network_options(config, interface) | {"burn_in": config.burn_in}
 
     @staticmethod
     def exploration(config: Any, env_steps: int) -> float:
@@ -118,7 +118,7 @@ class OffPolicy:
         terminated, truncated = self.together(minibatch, "terminated"), self.together(minibatch, "truncated")
         if team:
             over = (terminated | truncated).any(-1, True) & ~after.any(-1, True)
-            terminated, acting, reward = over & terminated.any(-1, True), acting.any(-1, True), reward[..., :1]
+            terminated, acting, reward = over & ~truncated.any(-1, True), acting.any(-1, True), reward[..., :1]
             truncated, after = over & ~terminated, after.any(-1, True)
         lam = 0.0 if self.config.gru or self.config.n_step == 1 else 1.0
         advantages, known = gae(

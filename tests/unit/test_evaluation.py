@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from marl_hpc.evaluation import bootstrap_interval, interquartile_mean, summarize
+from marl_hpc.evaluation import bootstrap_interval, interquartile_mean, probability_of_improvement, summarize
 
 
 @pytest.mark.parametrize("count", [1, 2, 3, 5, 8, 10, 101])
@@ -40,3 +40,22 @@ def test_interval_is_deterministic():
 def test_returns_that_mean_nothing_are_refused(returns):
     with pytest.raises(ValueError, match="finite returns"):
         summarize(returns, scale="test")
+
+
+def test_probability_of_improvement_counts_pairs_and_half_of_ties():
+    ours, theirs = [1.0, 2.0, 5.0], [0.0, 2.0]
+    pairs = [1.0 if x > y else 0.5 if x == y else 0.0 for x in ours for y in theirs]
+    chance, low, high = probability_of_improvement(ours, theirs)
+    assert chance == pytest.approx(np.mean(pairs))
+    assert low <= chance <= high
+    assert probability_of_improvement(theirs, ours)[0] == pytest.approx(1 - chance)
+
+
+def test_probability_of_improvement_covers_the_true_one_about_as_often_as_it_says():
+    random = np.random.default_rng(0)
+    true = 0.7602  # of a normal of mean 1 above one of mean 0: the normal distribution at 1 / sqrt(2)
+    covered = 0
+    for seed in range(200):
+        _, low, high = probability_of_improvement(random.normal(1, 1, 25), random.normal(0, 1, 25), resamples=400, seed=seed)
+        covered += low <= true <= high
+    assert 0.86 <= covered / 200 <= 0.99

@@ -180,6 +180,20 @@ def test_loss_is_the_definitions_over_episodes_that_end_or_are_cut(kind, double,
     assert float(sums["q"]) == pytest.approx(q[known].sum(), rel=1e-9)
 
 
+@pytest.mark.parametrize("kind", ["vdn", "qmix"])
+def test_a_team_has_a_future_where_one_member_is_cut_off_and_another_terminates(kind):
+    built = build(kind)
+    batch = sequences(built, 1)
+    cut = batch["a/truncated"].all(-1)
+    assert cut.sum() > 3
+    batch["a/truncated"][..., 0] &= ~cut
+    batch["a/terminated"][..., 0] |= cut
+    q, target, known = expected(built, batch)
+    loss, _ = built.loss(batch)
+    error = np.where(known, q - target, 0)
+    assert loss.item() == pytest.approx((batch["weight"].numpy()[..., None] * error**2).sum(), rel=1e-9)
+
+
 @kinds
 def test_prioritized_sequences_get_the_mixture_of_their_largest_and_mean_error(kind):
     """Kapturowski et al. 2019, section 3: p = η max δ + (1 - η) mean δ with η = 0.9, over what is known."""
@@ -432,6 +446,16 @@ def test_burn_in_steps_are_remembered_but_not_learned_from(kind):
     assert not changed("a/memory", slice(None))
     assert not changed("a/observation", slice(0, 2))
     assert changed("a/observation", slice(2, 3))
+
+
+def test_no_gradient_flows_back_into_the_burn_in():
+    built, batch = recurrent()
+    batch["first"][:] = False
+    batch["a/observation"].requires_grad_()
+    built.loss(batch)[0].backward()
+    per_step = batch["a/observation"].grad.abs().flatten(1).sum(1)
+    assert (per_step[:3] == 0).all()
+    assert (per_step[3:] > 0).all()
 
 
 def test_sequences_with_a_memory_start_where_one_is_stored():
