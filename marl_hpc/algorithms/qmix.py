@@ -5,7 +5,7 @@ state. Weights are made positive, so that each agent's best action is the team's
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -22,19 +22,24 @@ class QMIXConfig(DQNConfig):
 
 
 class Mixer(nn.Module):
-    """Values [..., N] and the state [..., S] to the team's value [..., 1]; ∂/∂values ≥ 0 (Rashid et al. 2018, section 4)."""
+    """Values [..., N] and the state [..., S] to the team's value [..., 1]; ∂/∂values ≥ 0 (Rashid et al. 2018, section 4).
+
+    Weights begin near those of a sum, whatever the scale of the state: values that begin far from all returns take long to forget.
+    """
 
     def __init__(self, agents: int, state_size: int, config: QMIXConfig, seed: int) -> None:
         super().__init__()
         self.agents, self.embedding = agents, config.embedding
         generator = torch.Generator().manual_seed(seed)
 
-        def hyper(outputs: int) -> nn.Module:
-            return mlp([state_size, config.hypernetwork, outputs], "relu", 1.0, generator)
+        def hyper(outputs: int) -> nn.Sequential:
+            return mlp([state_size, config.hypernetwork, outputs], "relu", 0.1, generator)
 
         self.first, self.last = hyper(agents * config.embedding), hyper(config.embedding)
-        self.first_bias = mlp([state_size, config.embedding], "relu", 1.0, generator)
-        self.last_bias = mlp([state_size, config.embedding, 1], "relu", 1.0, generator)
+        for network, mean in ((self.first, 1.0), (self.last, 1.0 / config.embedding)):
+            nn.init.uniform_(cast(nn.Linear, network[-1]).bias, 0.5 * mean, 1.5 * mean, generator=generator)
+        self.first_bias = mlp([state_size, config.embedding], "relu", 0.1, generator)
+        self.last_bias = mlp([state_size, config.embedding, 1], "relu", 0.1, generator)
 
     def forward(self, values: Tensor, state: Tensor) -> Tensor:
         weights = self.first(state).abs().view(*values.shape[:-1], self.agents, self.embedding)
