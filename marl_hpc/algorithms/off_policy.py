@@ -30,6 +30,7 @@ class OffPolicyConfig(NetworkConfig):
     capacity: int = 100_000  # environment steps in the replay tables
     samples_per_insert: float = 8.0  # how many times a step is learned from, on average
     starts: int = 2_000  # environment steps to be collected before learning begins
+    reward_scale: float = 1.0  # values are learned of rewards times this: rare small rewards drown in what networks begin with
     n_step: int = 1  # returns sum up so many rewards before they bootstrap
     burn_in: int = 0  # steps that only warm a memory up
     target_tau: float = 0.01  # share of the new parameters that the target networks take at each gradient step; 1: see target_every
@@ -76,7 +77,17 @@ class OffPolicy:
     @classmethod
     def check(cls, config: Any, interface: InterfaceSpec, fragment: int) -> None:
         check_network(config, interface, fragment)
-        for key in ("lr", "max_grad_norm", "batch", "capacity", "samples_per_insert", "n_step", "target_tau", "target_every"):
+        for key in (
+            "lr",
+            "max_grad_norm",
+            "batch",
+            "capacity",
+            "samples_per_insert",
+            "reward_scale",
+            "n_step",
+            "target_tau",
+            "target_every",
+        ):
             if not getattr(config, key) > 0:
                 raise ConfigError(f"algorithm.{key}={getattr(config, key)} must be greater than 0")
         for key in ("gamma", "target_tau"):
@@ -114,7 +125,7 @@ class OffPolicy:
         `values` and `next_values` [L, S, N or 1] are the best ones of each step's observation and of what its action led to.
         """
         acting, after = self.together(minibatch, "active"), self.together(minibatch, "next_active")
-        reward = self.together(minibatch, "reward")
+        reward = self.together(minibatch, "reward") * self.config.reward_scale
         terminated, truncated = self.together(minibatch, "terminated"), self.together(minibatch, "truncated")
         if team:
             over = (terminated | truncated).any(-1, True) & ~after.any(-1, True)

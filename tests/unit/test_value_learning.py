@@ -215,6 +215,15 @@ def test_prioritized_sequences_get_the_mixture_of_their_largest_and_mean_error(k
     assert plain.priorities is None
 
 
+@kinds
+def test_values_of_scaled_rewards_are_learned(kind):
+    plain, scaled = build(kind), build(kind, reward_scale=3.0)
+    batch = sequences(plain, 1)
+    rewards = {name: 3 * x if name.endswith("/reward") else x for name, x in batch.items()}
+    assert scaled.loss(batch)[0].item() == pytest.approx(plain.loss(rewards)[0].item(), rel=1e-12)
+    assert scaled.loss(batch)[0].item() != pytest.approx(plain.loss(batch)[0].item(), rel=1e-9)
+
+
 def constant(policy, values):
     """Q-values that don't depend on what is seen."""
     with torch.no_grad():
