@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from marl_hpc.agents.adam import Adam
+from marl_hpc import optimizers
 from marl_hpc.policies import export_policy
 from marl_hpc.types import Exchange, InterfaceSpec
 
@@ -35,9 +35,8 @@ class AgentInterface(ABC):
         self.interface, self.exchange, self.device, self.dtype, self.seed = interface, exchange, device, dtype, seed
         self.algorithm = algorithm(config, interface, exchange, device=device, dtype=dtype, seed=seed)
         self.parameters = self.algorithm.parameters
-        self.optimizers = [
-            Adam(self.parameters.values, lr=lr, eps=config.adam_eps, part=part) for part, lr in self.algorithm.parts()
-        ]
+        self.parts = [(part, optimizer_spec(config, lr)) for part, lr in self.algorithm.parts()]
+        self.optimizers = [optimizers.build(spec, self.parameters.values.detach()[part]) for part, spec in self.parts]
         self.max_grad_norm = config.max_grad_norm
         self.network = algorithm.network(config, interface)
         self.updates = 0  # gradient steps
@@ -69,6 +68,19 @@ class AgentInterface(ABC):
 
     def gradient_step(self, minibatch: dict[str, Tensor]) -> Tensor:
         """Loss, backward, sum over replicas, clip, step. Returns the minibatch's sums over all replicas."""
+        sums = self.gradient(minibatch)
+        values = self.parameters.values
+        assert values.grad is not None, "FlatParameters gives its buffer a gradient for good"
+        for place, ((part, _), optimizer) in enumerate(zip(self.parts, self.optimizers, strict=True)):
+            if self.algorithm.trained is None or self.algorithm.trained == place:
+                optimizer.step(values.detach()[part], values.grad[part])
+        self.updates += 1
+        self.algorithm.stepped(self.updates)
+        return sums
+
+    def gradient(self, minibatch: dict[str, Tensor]) -> Tensor:
+        """Leave the minibatch's mean gradient over all replicas, clipped by the norm of the whole vector, in the buffer's `grad`.
+        Returns the minibatch's sums. Raises FloatingPointError when the gradient isn't finite."""
         parameters = self.parameters
         parameters.message.zero_()
         loss, sums = self.algorithm.loss(minibatch)
@@ -84,11 +96,6 @@ class AgentInterface(ABC):
                 "its batch was finite; lower algorithm.lr or algorithm.max_grad_norm"
             )
         gradient *= (self.max_grad_norm / (norm + 1e-6)).clamp_max(1)
-        for place, optimizer in enumerate(self.optimizers):
-            if self.algorithm.trained is None or self.algorithm.trained == place:
-                optimizer.step()
-        self.updates += 1
-        self.algorithm.stepped(self.updates)
         return parameters.sums.clone()
 
     def policy_values(self) -> dict[str, Tensor]:
@@ -117,13 +124,23 @@ class AgentInterface(ABC):
         with torch.no_grad():
             self.parameters.values.copy_(state["values"])
         self.updates = int(state["updates"])
-        owners = {f"optimizer{i}.": optimizer for i, optimizer in enumerate(self.optimizers)}
-        for part, owner in {**owners, "algorithm.": self.algorithm}.items():
-            owner.load_state({name.removeprefix(part): x for name, x in state.items() if name.startswith(part)})
+
+        def of(part: str) -> dict[str, Tensor]:
+            return {name.removeprefix(part): x for name, x in state.items() if name.startswith(part)}
+
+        for i, optimizer in enumerate(self.optimizers):
+            optimizers.load_state(optimizer, of(f"optimizer{i}."))
+        self.algorithm.load_state(of("algorithm."))
 
     def export(self, name: str, path: Path, version: int) -> None:
         """Write a policy for use without any of this."""
         export_policy(path, self.interface.policies[name], self.policy_values()[name], self.network, version)
+
+
+def optimizer_spec(config: Any, lr: float) -> optimizers.OptimizerSpec:
+    return optimizers.OptimizerSpec(
+        name=config.optimizer, lr=lr, eps=config.adam_eps, weight_decay=config.weight_decay, momentum=config.momentum
+    )
 
 
 def describe_non_finite(batch: dict[str, Tensor], interface: InterfaceSpec) -> str:

@@ -19,6 +19,7 @@ from omegaconf.errors import OmegaConfBaseException
 from marl_hpc.actors import PolicyNetwork
 from marl_hpc.config import ConfigError
 from marl_hpc.networks import ACTIVATIONS, FlatParameters
+from marl_hpc.optimizers import OPTIMIZERS
 from marl_hpc.types import Exchange, InterfaceSpec, ReplayConfig
 
 ALGORITHMS: dict[str, str | type] = {
@@ -107,13 +108,17 @@ class Algorithm(Protocol):
 
 @dataclass(frozen=True, kw_only=True)
 class NetworkConfig:
-    """The networks of every algorithm."""
+    """The networks of every algorithm, and what optimizes them."""
 
     hidden: list[int] = field(default_factory=lambda: [64, 64])
     activation: str = "tanh"  # tanh | relu | elu
     agent_id: bool = True  # a one-hot of the agent beside its observation, where a group has several
     gru: int = 0  # units of memory behind the hidden layers; 0: none
     chunk: int = 10  # steps that are learned from in one piece, where there is a memory
+    optimizer: str = "adam"  # adam | adamw | sgd
+    weight_decay: float = 0.0  # adamw and sgd
+    momentum: float = 0.0  # sgd
+    adam_eps: float = 1e-5
     autoregressive: bool = False  # paradigm=centralized: an agent's action depends on those of the agents before it
 
 
@@ -130,6 +135,15 @@ def check_network(config: NetworkConfig, interface: InterfaceSpec, fragment: int
         raise ConfigError(f"algorithm.activation={config.activation!r}; choose one of: {', '.join(ACTIVATIONS)}")
     if not config.hidden or min(config.hidden) < 1:
         raise ConfigError(f"algorithm.hidden={list(config.hidden)} must be one or more sizes of 1 or more")
+    if config.optimizer not in OPTIMIZERS:
+        raise ConfigError(f"algorithm.optimizer={config.optimizer!r} is not a choice; {', '.join(OPTIMIZERS)}")
+    for key, owners in (("weight_decay", ("adamw", "sgd")), ("momentum", ("sgd",))):
+        value = getattr(config, key)
+        if value < 0 or (value and config.optimizer not in owners):
+            raise ConfigError(
+                f"algorithm.{key}={value} must be 0 or more, and 0 unless algorithm.optimizer is {' or '.join(owners)}; "
+                f"got algorithm.optimizer={config.optimizer}"
+            )
     if config.gru < 0:
         raise ConfigError(f"algorithm.gru={config.gru} must be 0 (no memory) or a number of units")
     if config.gru and (config.chunk < 1 or fragment % config.chunk):

@@ -32,7 +32,6 @@ class ActorCriticConfig(NetworkConfig):
     entropy: float = 0.01
     value_weight: float = 0.5
     lr: float = 7e-4
-    adam_eps: float = 1e-5
     max_grad_norm: float = 10.0
     normalize_advantages: bool = True
     normalize_values: bool = True

@@ -24,7 +24,6 @@ from marl_hpc.types import Exchange, InterfaceSpec, ReplayConfig
 class OffPolicyConfig(NetworkConfig):
     gamma: float = 0.99
     lr: float = 5e-4
-    adam_eps: float = 1e-5
     max_grad_norm: float = 10.0
     batch: int = 256  # sequences of one gradient step
     capacity: int = 100_000  # environment steps in the replay tables
