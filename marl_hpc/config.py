@@ -91,6 +91,21 @@ class Named:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Sync:
+    """How learners of one interface exchange gradients: bulk synchronous, asynchronous, or bounded asynchronous."""
+
+    name: str = "bsp"  # bsp: all sum gradients | asp: nobody waits | bap: nobody is more than `staleness` iterations ahead
+    staleness: int | None = None  # bap; default 2
+    iteration_s: float | None = (
+        None  # bap: a gradient that takes longer is dropped, its learner goes on with the others; default: never
+    )
+    gradients: str = "float32"  # asp, bap: float32 | bfloat16: how gradients are sent
+    max_data_lag: int | None = (
+        None  # asp, bap: data of policies more versions (gradient steps) old is passed over; default: none is
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
 class Config:
     seed: int = 0
     run: Run = field(default_factory=Run)
@@ -98,7 +113,7 @@ class Config:
     env: dict[str, Any] = field(default_factory=dict)
     algorithm: dict[str, Any] = field(default_factory=dict)
     paradigm: Named = field(default_factory=lambda: Named(name="independent"))
-    sync: Named = field(default_factory=lambda: Named(name="bsp"))
+    sync: Sync = field(default_factory=Sync)
     team_reward: str = "mean"  # what a team is rewarded for: mean | sum over its agents | individual
     interfaces: Any = (
         None  # {name: {groups, paradigm, algorithm, team_reward}}; default: one a group, or by the paradigm one for all
@@ -119,7 +134,8 @@ class Config:
 
 
 CHOICES = {
-    "sync.name": ("bsp",),
+    "sync.name": ("bsp", "asp", "bap"),
+    "sync.gradients": ("float32", "bfloat16"),
     "team_reward": ("mean", "sum", "individual"),
     "cluster.membership": ("elastic", "static"),
     "logger.name": ("none", "wandb"),
@@ -154,6 +170,7 @@ def validate(config: Config) -> Config:
         raise ConfigError(f"seed={config.seed} must be 0 or more")
     if config.rollout.max_lag not in (0, 1):
         raise ConfigError(f"rollout.max_lag={config.rollout.max_lag} is not a choice; 0 (strict lockstep) or 1 (overlap)")
+    check_sync(config.sync)
     for role in ("learner", "rollout", "parameter", "dataset"):
         count = getattr(config.roles, role)
         if count is not None and count < 1:
@@ -170,6 +187,22 @@ def validate(config: Config) -> Config:
     if "name" not in config.algorithm:
         raise ConfigError("algorithm.name is missing; choose an algorithm, for example algorithm=ppo")
     return config
+
+
+def check_sync(sync: Sync) -> None:
+    """An option belongs to a mode, or it is refused."""
+    usual = Sync()
+    for key, modes in (
+        ("staleness", ("bap",)), ("iteration_s", ("bap",)), ("gradients", ("asp", "bap")), ("max_data_lag", ("asp", "bap")),
+    ):  # fmt: skip
+        value = getattr(sync, key)
+        if value != getattr(usual, key) and sync.name not in modes:
+            raise ConfigError(f"sync.{key}={value} needs sync={' or '.join(modes)}; got sync={sync.name}: leave it out")
+    for key, least in (("staleness", 0), ("max_data_lag", 0)):
+        if getattr(sync, key) is not None and getattr(sync, key) < least:
+            raise ConfigError(f"sync.{key}={getattr(sync, key)} must be {least} or more")
+    if sync.iteration_s is not None and not sync.iteration_s > 0:
+        raise ConfigError(f"sync.iteration_s={sync.iteration_s} must be greater than 0")
 
 
 def fingerprint(config: Config) -> str:

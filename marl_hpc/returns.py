@@ -62,13 +62,21 @@ class ValueNormalizer:
     def __init__(self, decay: float = 0.99) -> None:
         self.decay = decay
         self.moments = torch.zeros(3, dtype=torch.float64)  # weight, weighted mean, weighted mean of squares
+        self.latest: Tensor | None = None  # (count, mean, sum of squared distances from it) of the last batch
 
     def update(self, count_sum_squares: Tensor) -> None:
         """Take in one batch by its (count, sum, sum of squares), already summed over replicas. Empty batches change nothing."""
         count, total, squares = count_sum_squares.to(self.moments)
         if count > 0:
+            mean = total / count
+            self.latest = torch.stack([count, mean, (squares - count * mean * mean).clamp_min(0)])
             batch = torch.stack([torch.ones_like(count), total / count, squares / count])
             self.moments = self.decay * self.moments + (1 - self.decay) * batch
+
+    def merge(self, count_mean_squares: Tensor) -> None:
+        """`update` from (count, mean, sum of squared distances from it), as batches of different learners are sent."""
+        count, mean, spread = count_mean_squares.to(self.moments)
+        self.update(torch.stack([count, count * mean, spread + count * mean * mean]))
 
     @property
     def mean_std(self) -> tuple[float, float]:

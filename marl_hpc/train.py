@@ -18,32 +18,22 @@ import numpy as np
 import torch
 import yaml
 
-from marl_hpc import algorithms, envs, paradigms
-from marl_hpc.actors import PolicyNetwork, build_policy
-from marl_hpc.comm import collectives
+from marl_hpc import algorithms, paradigms
+from marl_hpc.building import EVALUATION_COPIES, builder_of, make_env
 from marl_hpc.comm.peers import LocalPeer, Peer
 from marl_hpc.comm.store import StoreClient
 from marl_hpc.comm.world import World, join, pin_threads
 from marl_hpc.comm.zygote import Stamp
 from marl_hpc.compose import from_record
 from marl_hpc.config import Config, ConfigError
-from marl_hpc.keyed_random import GROUP, integer
 from marl_hpc.metrics import Clock
 from marl_hpc.policies import load_networks
-from marl_hpc.roles.clients import DatasetClient, ParameterClient
-from marl_hpc.roles.dataset import DatasetShard
-from marl_hpc.roles.learner import Learner, Replica
-from marl_hpc.roles.parameter import ParameterShard
+from marl_hpc.roles.learner import Learner
 from marl_hpc.roles.play import play
-from marl_hpc.roles.recorder import Recorder, summarize_episodes
-from marl_hpc.roles.rollout import RolloutWorker
-from marl_hpc.roles.schedule import Schedule
+from marl_hpc.roles.recorder import summarize_episodes
 from marl_hpc.storage.checkpoint import Manifest
-from marl_hpc.storage.replay import table_for
-from marl_hpc.types import EnvBatch, EnvSpec
 
 DONE, STOPPED = 0, 75
-EVALUATION_COPIES = 16
 
 
 def run_rank(job: dict[str, Any], deadline: Stamp) -> int:
@@ -64,17 +54,10 @@ class Rank:
 
     def __init__(self, config: Config, job: dict[str, Any], world: World) -> None:
         self.config, self.job, self.world = config, job, world
-        self.spec = EnvSpec.from_json(job["spec"])
         self.counts: dict[str, int] = job["counts"]
-        self.run_dir = Path(job["run_dir"])
         self.start_s = config.timeouts.start_s * config.timeouts.scale
         self.clock = Clock()
-        self.resumed = self.find_start()
-        self.schedule = Schedule.of(
-            config, self.counts["rollout"], *((self.resumed[1].iteration, self.resumed[1].env_steps) if self.resumed else ())
-        )
-        self.plans = paradigms.plan(config, self.spec)
-        self.interfaces = paradigms.hosts([plan.interface.name for plan in self.plans], self.counts["learner"])
+        self.builder = builder_of(config)(config, job, world, self.clock, self.find_start())
 
     def run(self) -> int:
         kind = self.world.role.partition("/")[0]
@@ -98,19 +81,19 @@ class Rank:
     def learn(self) -> int:
         parameters, dataset = self.world.peers("parameter"), self.world.peers("dataset")
         with self.world.allowing(self.start_s):
-            learner = self.build_learner(self.world.index, parameters, dataset)
+            learner = self.builder.learner(self.world.index, parameters, dataset)
         return self.end_learning(learner, learner.run())
 
     def roll_out(self) -> int:
         parameters, dataset = self.world.peers("parameter"), self.world.peers("dataset")
         with self.world.allowing(self.start_s):  # many copies of a slow environment take their time
-            worker = self.build_worker(self.world.index, parameters, dataset, self.clock)
+            worker = self.builder.worker(self.world.index, parameters, dataset, self.clock)
         worker.run()
         return STOPPED if self.world.stopping and not self.world.training_ended else DONE
 
     def shard(self) -> int:
         kind, _, index = self.world.role.partition("/")
-        shard = self.build_parameter(int(index)) if kind == "parameter" else self.build_dataset(int(index))
+        shard = self.builder.parameter(int(index)) if kind == "parameter" else self.builder.dataset(int(index))
         ended = threading.Event()
 
         def hear() -> None:
@@ -133,18 +116,18 @@ class Rank:
     def inline(self) -> int:
         """All roles in this process, taking turns: what one calls, the other answers at once."""
         shards = {
-            "parameter": [self.build_parameter(i) for i in range(self.counts["parameter"])],
-            "dataset": [self.build_dataset(i) for i in range(self.counts["dataset"])],
+            "parameter": [self.builder.parameter(i) for i in range(self.counts["parameter"])],
+            "dataset": [self.builder.dataset(i) for i in range(self.counts["dataset"])],
         }
         peers: dict[str, list[Peer]] = {k: [LocalPeer(f"{k}/{i}", s) for i, s in enumerate(v)] for k, v in shards.items()}
         clocks = [Clock() for _ in range(self.counts["rollout"])]
         with self.world.allowing(self.start_s * len(clocks)):
-            learner = self.build_learner(0, peers["parameter"], peers["dataset"])
-            workers = [self.build_worker(i, peers["parameter"], peers["dataset"], clock) for i, clock in enumerate(clocks)]
-        learner.publish()
+            learner = self.builder.learner(0, peers["parameter"], peers["dataset"])
+            workers = [self.builder.worker(i, peers["parameter"], peers["dataset"], clock) for i, clock in enumerate(clocks)]
+        learner.start()
         learning = True
         while learning:
-            for worker in workers if learner.iteration < self.schedule.iterations else []:
+            for worker in workers if learner.wants_data else []:
                 worker.step()
             learning = learner.step()
             self.world.report(self.clock)
@@ -153,75 +136,6 @@ class Rank:
             for worker in workers:
                 worker.finish(learner.iteration)
         return self.end_learning(learner, learner.finish())
-
-    # building them
-
-    def build_parameter(self, index: int) -> ParameterShard:
-        return ParameterShard(index, tuple(name for plan in self.plans for name in plan.interface.policies))
-
-    def build_dataset(self, index: int) -> DatasetShard:
-        workers = tuple(w for w in range(self.counts["rollout"]) if w % self.counts["dataset"] == index)
-        consumers = sum(len(hosts) for hosts in self.interfaces.values())
-        found = {
-            plan.interface.name: table_for(
-                plan.algorithm.replay(plan.options, plan.interface), len(workers) / self.counts["rollout"]
-            )
-            for plan in self.plans
-        }
-        tables = {name: table for name, table in found.items() if table is not None}
-        shard = DatasetShard(
-            index, workers, consumers, self.config.rollout.max_lag + 1, self.schedule.start, tables, self.config.seed
-        )
-        if self.resumed and not shard.load(self.resumed[0]):
-            print(f"dataset/{index}: the checkpoint has no replay for it (another number of shards?); it fills up anew", flush=True)
-        return shard
-
-    def build_learner(self, index: int, parameters: list[Peer], dataset: list[Peer]) -> Learner:
-        config, world, clock = self.config, self.world, self.clock
-        exchanges = collectives.replicas(
-            self.interfaces, index, self.counts["learner"], config.timeouts.collective_s * config.timeouts.scale
-        )
-        device = torch.device(self.job["devices"][world.rank])
-        replicas = []
-        for place, plan in enumerate(self.plans):
-            name = plan.interface.name
-            hosts = self.interfaces[name]
-            if index in hosts:
-                agent = plan.agent(
-                    plan.algorithm, plan.options, plan.interface, exchanges[name], device=device, dtype=getattr(torch, config.dtype),
-                    seed=integer(config.seed, GROUP, place),
-                )  # fmt: skip
-                replicas.append(Replica(agent, hosts.index(index), len(hosts)))
-        recorder = None
-        if index == 0:
-            recorder = Recorder(config, self.run_dir, self.spec, self.schedule, world, self.resumed[1] if self.resumed else None)
-        learner = Learner(
-            config, index, replicas, ParameterClient(parameters, world, clock), DatasetClient(dataset, world, clock, config.rollout.envs),
-            self.schedule, recorder, self.run_dir, world, clock, len(self.plans) == 1,
-        )  # fmt: skip
-        if self.resumed:
-            learner.resume(self.resumed[0])
-        return learner
-
-    def build_worker(self, index: int, parameters: list[Peer], dataset: list[Peer], clock: Clock) -> RolloutWorker:
-        config, workers = self.config, self.counts["rollout"]
-        share = -(-max(config.evaluate.episodes, config.evaluate.final_episodes) // workers)
-        waves = -(-share // EVALUATION_COPIES)
-        return RolloutWorker(
-            config, index, workers, make_env(config, config.rollout.envs), make_env(config, -(-share // waves)),
-            self.plans, self.build_policies(),
-            ParameterClient(parameters, self.world, clock), DatasetClient(dataset, self.world, clock, config.rollout.envs),
-            self.schedule, self.world, clock,
-        )  # fmt: skip
-
-    def build_policies(self) -> dict[str, PolicyNetwork]:
-        """Every policy of the run; a version that is pulled fills them."""
-        dtype = getattr(torch, self.config.dtype)
-        return {
-            name: build_policy(groups, plan.algorithm.network(plan.options, plan.interface)).to(dtype)
-            for plan in self.plans
-            for name, groups in plan.interface.policies.items()
-        }
 
     def end_learning(self, learner: Learner, finished: bool) -> int:
         """Leave word of the result, and let the others go."""
@@ -233,11 +147,6 @@ class Rank:
         if learner.recorder is not None:
             self.world.end_training(code)
         return code
-
-
-def make_env(config: Config, copies: int) -> EnvBatch:
-    options = {key: value for key, value in config.env.items() if key != "name"}
-    return envs.make(config.env["name"], copies=copies, groups=config.groups, **options)
 
 
 def evaluate_run(run_dir: Path, options: list[str]) -> str:

@@ -40,6 +40,7 @@ class AgentInterface(ABC):
         self.max_grad_norm = config.max_grad_norm
         self.network = algorithm.network(config, interface)
         self.updates = 0  # gradient steps
+        self.updater: Callable[[], None] = self.update  # another may take the steps: see AsynchronousAgent
 
     @abstractmethod
     def rewarded(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -69,6 +70,11 @@ class AgentInterface(ABC):
     def gradient_step(self, minibatch: dict[str, Tensor]) -> Tensor:
         """Loss, backward, sum over replicas, clip, step. Returns the minibatch's sums over all replicas."""
         sums = self.gradient(minibatch)
+        self.updater()
+        return sums
+
+    def update(self) -> None:
+        """Take a step with the gradient that is there."""
         values = self.parameters.values
         assert values.grad is not None, "FlatParameters gives its buffer a gradient for good"
         for place, ((part, _), optimizer) in enumerate(zip(self.parts, self.optimizers, strict=True)):
@@ -76,7 +82,6 @@ class AgentInterface(ABC):
                 optimizer.step(values.detach()[part], values.grad[part])
         self.updates += 1
         self.algorithm.stepped(self.updates)
-        return sums
 
     def gradient(self, minibatch: dict[str, Tensor]) -> Tensor:
         """Leave the minibatch's mean gradient over all replicas, clipped by the norm of the whole vector, in the buffer's `grad`.

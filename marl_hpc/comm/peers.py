@@ -26,6 +26,15 @@ class Pending(Protocol):
         is gone."""
         ...
 
+    @property
+    def ready(self) -> bool:
+        """Whether `wait` would return at once."""
+        ...
+
+    def then(self, call: Callable[[], None]) -> None:
+        """Call this, from whatever thread, once the answer is there."""
+        ...
+
 
 class Peer(Protocol):
     name: str
@@ -53,6 +62,16 @@ class _Answer:
         if not self.value.done():
             raise RuntimeError(f"{self.name} parked a call in a world of one process, where nobody could settle it: {describe()}")
         return self.value.value()
+
+    @property
+    def ready(self) -> bool:
+        return not isinstance(self.value, Future) or self.value.done()
+
+    def then(self, call: Callable[[], None]) -> None:
+        if isinstance(self.value, Future):
+            self.value.add_done_callback(lambda _: call())
+        else:
+            call()
 
 
 class Parking:

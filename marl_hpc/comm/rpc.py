@@ -175,6 +175,13 @@ class _RpcPending:
         self.done = threading.Event()
         future.add_done_callback(lambda _: self.done.set())
 
+    @property
+    def ready(self) -> bool:
+        return self.future.done()
+
+    def then(self, call: Callable[[], None]) -> None:
+        self.future.add_done_callback(lambda _: call())
+
     def wait(self, *, deadline_s: float, describe: Callable[[], str], alive: Callable[[], None] | None = None) -> Any:
         until = time.monotonic() + deadline_s
         while not self.done.wait(min(1.0, deadline_s)):

@@ -10,7 +10,7 @@ import os
 import threading
 import time
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -82,17 +82,19 @@ class World:
             self.step_s = before
             self.stamp()
 
-    def gather(self, key: str, value: Any) -> list[Any]:
-        if self.learners <= 1:
+    def gather(self, key: str, value: Any, members: Sequence[int] | None = None) -> list[Any]:
+        members = range(self.learners) if members is None else members
+        if len(members) <= 1:
             return [value]
+        place = list(members).index(self.index)
         until = time.monotonic() + self.patience_s
         while time.monotonic() < until:
             self.stamp()
-            values = self.store.gather(f"{self.generation}/{key}", self.index, self.learners, value, 1.0)
+            values = self.store.gather(f"{self.generation}/{key}", place, len(members), value, 1.0)
             if values is not None:
                 return values
         raise TimeoutError(
-            f"not all {self.learners} learners came to {key} in {self.patience_s:.0f} s; see the other learners' logs"
+            f"not all {len(members)} learners came to {key} in {self.patience_s:.0f} s; see the other learners' logs"
         )
 
     def end_training(self, code: int) -> None:
@@ -169,7 +171,8 @@ def join(job: dict[str, Any], deadline: Stamp, *, cuda: bool) -> Iterator[World]
     try:
         if len(world.roles) > 1:
             _join_rpc(world, job, address, patience_s)
-            if world.role.startswith("learner/") and world.learners > 1:
+            synchronous = job["config"]["sync"]["name"] == "bsp"
+            if world.role.startswith("learner/") and world.learners > 1 and synchronous:
                 where = f"learners/{generation}"
                 exchange_store = collectives.c10d_store(
                     world.index == 0,

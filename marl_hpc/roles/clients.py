@@ -38,8 +38,8 @@ class World(Protocol):
         """Steps inside may take so long, those that wait for others included."""
         ...
 
-    def gather(self, key: str, value: Any) -> list[Any]:
-        """Every learner's value for this key, in learner order, once all have given theirs."""
+    def gather(self, key: str, value: Any, members: Sequence[int] | None = None) -> list[Any]:
+        """Every learner's value for this key, or that of these `members`, in learner order, once all have given theirs."""
         ...
 
     def report(self, clock: Clock) -> None:

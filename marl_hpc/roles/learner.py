@@ -54,10 +54,17 @@ class Learner:
 
     def run(self) -> bool:
         """Train until the budget is spent (True) or somebody asks to stop (False)."""
-        self.publish()
+        self.start()
         while self.step():
             self.world.report(self.clock)
         return self.finish()
+
+    def start(self) -> None:
+        self.publish()
+
+    @property
+    def wants_data(self) -> bool:
+        return self.iteration < self.schedule.iterations
 
     def step(self) -> bool:
         """One iteration; False when it is time to end."""
@@ -116,7 +123,7 @@ class Learner:
                 shards, places = batch.drawn["shard"][0], batch.drawn["place"][0]
                 self.dataset.set_priorities(agent.interface.name, shards, places, agent.algorithm.priorities)
             if part == 0:
-                metrics |= learned if self.single else _prefixed(learned, agent.interface.name)
+                metrics |= learned if self.single else prefixed(learned, agent.interface.name)
         return metrics, ""
 
     def agree(self, k: int, metrics: dict[str, float], failed: str, before: list[dict[str, Tensor]]) -> dict[str, float]:
@@ -203,7 +210,7 @@ class Learner:
                     path = folder / f"learner-{agent.interface.name}.safetensors"
                     save_file(agent.state(), path)
                     files[path.name] = checkpoint.checksum(path)
-                    self.export(agent)
+                    export(self.run_dir, agent, self.iteration)
             for written in self.world.gather(f"written/{self.iteration}", files):
                 files |= written
             if self.recorder is not None:
@@ -229,18 +236,19 @@ class Learner:
                 f"replicas of {', '.join(diverged)} differ at iteration {self.iteration}; are the nodes' libraries the same?"
             )
 
-    def export(self, agent: AgentInterface) -> None:
-        """The policies as their users load them."""
-        folder = self.run_dir / "policies"
-        folder.mkdir(exist_ok=True)
-        for name in agent.interface.policies:
-            path = folder / f"{name}.safetensors"
-            aside = path.with_suffix(".tmp")
-            agent.export(name, aside, self.iteration)
-            aside.replace(path)
+
+def export(run_dir: Path, agent: AgentInterface, version: int) -> None:
+    """The policies as their users load them."""
+    folder = run_dir / "policies"
+    folder.mkdir(exist_ok=True)
+    for name in agent.interface.policies:
+        path = folder / f"{name}.safetensors"
+        aside = path.with_suffix(".tmp")
+        agent.export(name, aside, version)
+        aside.replace(path)
 
 
-def _prefixed(metrics: dict[str, float], interface: str) -> dict[str, float]:
+def prefixed(metrics: dict[str, float], interface: str) -> dict[str, float]:
     """`loss/policy` of interface `a` becomes `loss/a/policy`."""
     return {
         f"{kind}/{interface}/{name}": value for (kind, _, name), value in ((key.partition("/"), v) for key, v in metrics.items())

@@ -67,10 +67,7 @@ class Recorder:
         """One line for an iteration that has been learned."""
         now = time.monotonic()
         metrics = dict(metrics)
-        if len(batch.episodes):
-            metrics["train/return_mean"] = float(batch.episodes[:, 0].mean())
-            metrics["train/episode_length"] = float(batch.episodes[:, 1].mean())
-            metrics |= self._by_group("train", batch.episodes[:, 2:])
+        metrics |= self._of_episodes(batch)
         metrics["throughput/env_steps_per_s"] = self.schedule.steps / (now - self.last)
         metrics["staleness/mean"] = sum(iteration - 1 - version for version in batch.versions) / len(batch.versions)
         self.last = now
@@ -105,7 +102,10 @@ class Recorder:
 
     def _log_evaluation(self, episodes: Any) -> None:
         version = int(episodes[0, 0])
-        steps = self.schedule.env_steps(version)
+        self._write_evaluation(episodes, self.schedule.env_steps(version), version)
+
+    def _write_evaluation(self, episodes: Any, steps: int, version: int) -> None:
+        """One line for an evaluation of the policies that `steps` environment steps and `version` learner steps made."""
         self.evaluate = {
             **summarize_episodes(episodes[:, 1:], self.groups),
             "env_steps": steps,
@@ -123,6 +123,16 @@ class Recorder:
                 "evaluate/episode_length": float(episodes[:, 2].mean()), **self._by_group("evaluate", episodes[:, 3:]),
             },
         )  # fmt: skip
+
+    def _of_episodes(self, batch: Batch) -> dict[str, float]:
+        """Of the episodes that ended in a batch, if any."""
+        if not len(batch.episodes):
+            return {}
+        return {
+            "train/return_mean": float(batch.episodes[:, 0].mean()),
+            "train/episode_length": float(batch.episodes[:, 1].mean()),
+            **self._by_group("train", batch.episodes[:, 2:]),
+        }
 
     def _by_group(self, kind: str, returns: Any) -> dict[str, float]:
         if len(self.groups) == 1:
@@ -147,6 +157,97 @@ class Recorder:
             "learner_steps": self.final_iteration,
             "wall_s": self.wall_s,
             "env_steps_per_s": (self.final_iteration - self.schedule.start) * self.schedule.steps / (self.wall_s - self.earlier_s),
+            "evaluate": self.evaluate,
+            "exit_reason": self.exit_reason,
+        }
+
+
+class AsynchronousRecorder(Recorder):
+    """Of asynchronous training: environment steps and batches are counted by parameter shard 0, over all learners and attempts."""
+
+    def __init__(self, *arguments: Any) -> None:
+        super().__init__(*arguments)
+        self.env_steps = self.begun = self.schedule.start_steps
+        self.batches = self.schedule.start
+        self.collected = self.env_steps // self.config.evaluate.every_steps
+
+    @property
+    def exit_reason(self) -> str:
+        if self.env_steps >= self.config.budget.env_steps:
+            return f"budget.env_steps={self.config.budget.env_steps} spent"
+        if self.config.budget.seconds is not None and self.wall_s >= self.config.budget.seconds:
+            return f"budget.seconds={self.config.budget.seconds:g} spent"
+        return f"budget.return_mean={self.config.budget.return_mean} reached"
+
+    def record(
+        self,
+        status: dict[str, Any],
+        counts: dict[str, dict[str, Any]],
+        data: list[dict[str, Any]],
+        metrics: dict[str, float],
+        batch: Batch,
+    ) -> None:
+        """One line for a batch that the lead has learned; `batch.versions` are its items' ages in versions."""
+        now = time.monotonic()
+        before, self.env_steps = self.env_steps, status["env_steps"]
+        self.batches = min(course["learned"] for course in counts.values())
+        delays = [delay for course in counts.values() for delay in course["delays"]]
+        self.dropped = sum(sum(course["dropped"].values()) for course in counts.values())
+        passed_over = sum(sum(shard["passed_over"].values()) for shard in data)
+        metrics = {
+            **metrics, **self._of_episodes(batch),
+            "throughput/env_steps_per_s": (self.env_steps - before) / (now - self.last),
+            "staleness/mean": sum(batch.versions) / len(batch.versions), "staleness/max": float(max(batch.versions)),
+            "gradients/dropped": float(self.dropped), "dataset/passed_over": float(passed_over),
+            "dataset/queued": float(sum(sum(shard["queued"].values()) for shard in data)),
+        }  # fmt: skip
+        if delays:
+            metrics |= {"gradients/delay_mean": sum(delays) / len(delays), "gradients/delay_max": float(max(delays))}
+        self.last = now
+        self.writer.write(self.wall_s, self.env_steps, self.batches, metrics)
+        rate = (self.env_steps - self.begun) / (now - self.started)
+        self.world.progress({
+            "env_steps": self.env_steps, "budget": self.config.budget.env_steps, "updates": self.batches, "env_steps_per_s": rate,
+            "left_s": max(0.0, (self.config.budget.env_steps - self.env_steps) / max(rate, 1e-9)),
+            "train_return": metrics.get("train/return_mean"),
+            "evaluate_return": self.evaluate["return_mean"] if self.evaluate else None,
+        })  # fmt: skip
+
+    def collect(self, dataset: DatasetClient, newest: int) -> int:
+        """Log evaluations that have come in, in order, without waiting for any; the last one that has, in multiples of
+        `evaluate.every_steps`."""
+        while self.collected < newest:
+            episodes = dataset.evaluation(self.collected + 1, wait=False)
+            if episodes is None:
+                break
+            self.collected += 1
+            self._write_evaluation(episodes, self.collected * self.config.evaluate.every_steps, self.batches)
+        return self.collected
+
+    def collect_last(self, dataset: DatasetClient, final: int) -> None:
+        """Wait for the evaluation of the final policies."""
+        self.final_wall_s = time.monotonic() - self.started
+        episodes = dataset.evaluation(final, wait=True)
+        assert episodes is not None
+        self.writer.evaluated.discard(self.batches)  # an earlier one may have been written at this number of batches
+        self._write_evaluation(episodes, self.env_steps, self.batches)
+
+    def complete(self, folder: Path, held: dict[str, Any], files: dict[str, str]) -> None:
+        self.env_steps, self.batches = held["env_steps"], held["learned"]
+        manifest = Manifest(
+            fingerprint=fingerprint(self.config), iteration=self.batches, env_steps=self.env_steps,
+            agent_steps=self.env_steps * self.agents, learner_steps=self.batches, wall_s=self.wall_s, files=files,
+        )  # fmt: skip
+        complete(folder, manifest, self.config.checkpoint.keep)
+
+    def result(self) -> dict[str, Any]:
+        """The training's part of summary.json."""
+        return {
+            "env_steps": self.env_steps,
+            "agent_steps": self.env_steps * self.agents,
+            "learner_steps": self.batches,
+            "wall_s": self.wall_s,
+            "env_steps_per_s": (self.env_steps - self.begun) / (self.wall_s - self.earlier_s),
             "evaluate": self.evaluate,
             "exit_reason": self.exit_reason,
         }

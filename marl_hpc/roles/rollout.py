@@ -110,7 +110,7 @@ class RolloutWorker:
         noise = self.draw(sequence, steps)
         for plan in self.plans:
             for name in plan.interface.policies:
-                self.policies[name].epsilon = plan.algorithm.exploration(plan.options, self.schedule.env_steps(sequence))
+                self.policies[name].epsilon = plan.algorithm.exploration(plan.options, self.env_steps(sequence))
         ended: list[tuple[float, ...]] = []
         groups = self.env.spec.groups
         sizes = np.array([len(group.agents) for group in groups])
@@ -165,6 +165,10 @@ class RolloutWorker:
             own = {name: torch.stack(memories[name]) for name in plan.interface.policies if name in memories}
             packed[plan.interface.name] |= {f"{name}/{MEMORY}": x for name, x in own.items()}
         return packed, torch.tensor(ended, dtype=torch.float64).reshape(-1, 2 + len(groups))
+
+    def env_steps(self, sequence: int) -> int:
+        """Environment steps that have been learned from when this fragment is collected."""
+        return self.schedule.env_steps(sequence)
 
     def note_state(self, rows: dict[str, np.ndarray], t: int, field: str) -> None:
         if self.wants_state:

@@ -1,0 +1,193 @@
+"""From a configuration to the objects of each role, in every rank alike; see `train.Rank` for who asks for which."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from marl_hpc import envs, paradigms
+from marl_hpc.actors import PolicyNetwork, build_policy
+from marl_hpc.agents.asynchronous import AsynchronousAgent
+from marl_hpc.clocks import Clocks
+from marl_hpc.comm import collectives
+from marl_hpc.comm.peers import Peer
+from marl_hpc.comm.world import World
+from marl_hpc.config import Config
+from marl_hpc.keyed_random import GROUP, integer
+from marl_hpc.metrics import Clock
+from marl_hpc.roles.asynchronous import AsynchronousLearner, AsynchronousWorker, Share
+from marl_hpc.roles.clients import DatasetClient, ParameterClient
+from marl_hpc.roles.coordinator import Coordinator
+from marl_hpc.roles.dataset import DatasetShard
+from marl_hpc.roles.learner import Learner, Replica
+from marl_hpc.roles.parameter import OptimizingShard, ParameterShard
+from marl_hpc.roles.recorder import AsynchronousRecorder, Recorder
+from marl_hpc.roles.rollout import RolloutWorker
+from marl_hpc.roles.schedule import Schedule
+from marl_hpc.roles.servers import DatasetServers, ParameterServers
+from marl_hpc.roles.stream import StreamShard
+from marl_hpc.storage.checkpoint import Manifest
+from marl_hpc.storage.replay import ReplayTable, table_for
+from marl_hpc.types import EnvBatch, EnvSpec, Exchange
+
+EVALUATION_COPIES = 16
+
+
+class Builder:
+    """The roles of bulk synchronous training."""
+
+    def __init__(
+        self, config: Config, job: dict[str, Any], world: World, clock: Clock, resumed: tuple[Path, Manifest] | None
+    ) -> None:
+        self.config, self.job, self.world, self.clock, self.resumed = config, job, world, clock, resumed
+        self.spec = EnvSpec.from_json(job["spec"])
+        self.counts: dict[str, int] = job["counts"]
+        self.run_dir = Path(job["run_dir"])
+        self.schedule = Schedule.of(
+            config, self.counts["rollout"], *((resumed[1].iteration, resumed[1].env_steps) if resumed else ())
+        )
+        self.plans = paradigms.plan(config, self.spec)
+        self.interfaces = paradigms.hosts([plan.interface.name for plan in self.plans], self.counts["learner"])
+
+    def parameter(self, index: int) -> Any:
+        return ParameterShard(index, tuple(name for plan in self.plans for name in plan.interface.policies))
+
+    def dataset(self, index: int) -> DatasetShard:
+        consumers = sum(len(hosts) for hosts in self.interfaces.values())
+        workers, tables = self.tables(index)
+        shard = DatasetShard(
+            index, workers, consumers, self.config.rollout.max_lag + 1, self.schedule.start, tables, self.config.seed
+        )
+        return self.loaded(shard)
+
+    def tables(self, index: int) -> tuple[tuple[int, ...], dict[str, ReplayTable]]:
+        """(workers that write to a dataset shard, its part of the interfaces' replay tables)."""
+        workers = tuple(w for w in range(self.counts["rollout"]) if w % self.counts["dataset"] == index)
+        share = len(workers) / self.counts["rollout"]
+        found = {plan.interface.name: table_for(plan.algorithm.replay(plan.options, plan.interface), share) for plan in self.plans}
+        return workers, {name: table for name, table in found.items() if table is not None}
+
+    def loaded(self, shard: Any) -> Any:
+        if self.resumed and not shard.load(self.resumed[0]):
+            print(
+                f"dataset/{shard.index}: the checkpoint has no replay for it (another number of shards?); it fills up anew",
+                flush=True,
+            )
+        return shard
+
+    def agents(self, index: int, exchanges: Mapping[str, Exchange]) -> list[Any]:
+        """The agents of the interfaces that a learner hosts, in order."""
+        device = torch.device(self.job["devices"][self.world.rank])
+        return [
+            plan.agent(
+                plan.algorithm, plan.options, plan.interface, exchanges[plan.interface.name], device=device,
+                dtype=getattr(torch, self.config.dtype), seed=integer(self.config.seed, GROUP, place),
+            )
+            for place, plan in enumerate(self.plans)
+            if index in self.interfaces[plan.interface.name]
+        ]  # fmt: skip
+
+    def learner(self, index: int, parameters: list[Peer], dataset: list[Peer]) -> Any:
+        config, world, clock = self.config, self.world, self.clock
+        exchanges = collectives.replicas(
+            self.interfaces, index, self.counts["learner"], config.timeouts.collective_s * config.timeouts.scale
+        )
+        replicas = []
+        for agent in self.agents(index, exchanges):
+            hosts = self.interfaces[agent.interface.name]
+            replicas.append(Replica(agent, hosts.index(index), len(hosts)))
+        learner = Learner(
+            config, index, replicas, ParameterClient(parameters, world, clock), DatasetClient(dataset, world, clock, config.rollout.envs),
+            self.schedule, self.recorder(Recorder) if index == 0 else None, self.run_dir, world, clock, len(self.plans) == 1,
+        )  # fmt: skip
+        if self.resumed:
+            learner.resume(self.resumed[0])
+        return learner
+
+    def recorder(self, kind: type) -> Any:
+        return kind(self.config, self.run_dir, self.spec, self.schedule, self.world, self.resumed[1] if self.resumed else None)
+
+    def worker(self, index: int, parameters: list[Peer], dataset: list[Peer], clock: Clock) -> RolloutWorker:
+        handles = (
+            ParameterClient(parameters, self.world, clock), DatasetClient(dataset, self.world, clock, self.config.rollout.envs),
+        )  # fmt: skip
+        return self.worker_of(RolloutWorker, index, handles, clock)
+
+    def worker_of(self, kind: type, index: int, handles: tuple[Any, Any], clock: Clock) -> Any:
+        config, workers = self.config, self.counts["rollout"]
+        share = -(-max(config.evaluate.episodes, config.evaluate.final_episodes) // workers)
+        waves = -(-share // EVALUATION_COPIES)
+        return kind(
+            config, index, workers, make_env(config, config.rollout.envs), make_env(config, -(-share // waves)),
+            self.plans, self.policies(), *handles, self.schedule, self.world, clock,
+        )  # fmt: skip
+
+    def policies(self) -> dict[str, PolicyNetwork]:
+        """Every policy of the run; a version that is pulled fills them."""
+        dtype = getattr(torch, self.config.dtype)
+        return {
+            name: build_policy(groups, plan.algorithm.network(plan.options, plan.interface)).to(dtype)
+            for plan in self.plans
+            for name, groups in plan.interface.policies.items()
+        }
+
+
+class AsynchronousBuilder(Builder):
+    """The roles of asynchronous training."""
+
+    def parameter(self, index: int) -> OptimizingShard:
+        sync = self.config.sync
+        staleness = math.inf if sync.name == "asp" else 2 if sync.staleness is None else sync.staleness
+        clocks = {
+            name: Clocks(hosts, staleness, math.inf if sync.iteration_s is None else sync.iteration_s)
+            for name, hosts in self.interfaces.items()
+        }
+        coordinator = Coordinator(clocks, self.config.budget.env_steps, self.config.evaluate.every_steps) if index == 0 else None
+        return OptimizingShard(index, self.counts["parameter"], coordinator, self.resumed[0] if self.resumed else None)
+
+    def dataset(self, index: int) -> StreamShard:
+        workers, tables = self.tables(index)
+        learners = {name: len(hosts) for name, hosts in self.interfaces.items()}
+        lag = self.config.sync.max_data_lag
+        shard = StreamShard(
+            index, workers, learners, self.config.rollout.max_lag + 1, max_staleness=math.inf if lag is None else lag,
+            tables=tables, seed=self.config.seed,
+        )  # fmt: skip
+        return self.loaded(shard)
+
+    def learner(self, index: int, parameters: list[Peer], dataset: list[Peer]) -> AsynchronousLearner:
+        config, world, clock = self.config, self.world, self.clock
+        servers = ParameterServers(parameters, world, clock)
+        alone = {name: collectives.Alone() for name in self.interfaces}
+        sent = getattr(torch, config.dtype if config.sync.gradients == "float32" else config.sync.gradients)
+        shares = [
+            Share(AsynchronousAgent(agent, servers, index, sent), self.interfaces[agent.interface.name][0] == index)
+            for agent in self.agents(index, alone)
+        ]
+        learner = AsynchronousLearner(
+            config, index, shares, servers, DatasetServers(dataset, world, clock, config.rollout.envs), self.counts["rollout"],
+            sorted({0, *(hosts[0] for hosts in self.interfaces.values())}),
+            self.recorder(AsynchronousRecorder) if index == 0 else None, self.run_dir, world, clock, len(self.plans) == 1,
+        )  # fmt: skip
+        if self.resumed:
+            learner.resume(self.resumed[0])
+        return learner
+
+    def worker(self, index: int, parameters: list[Peer], dataset: list[Peer], clock: Clock) -> RolloutWorker:
+        handles = (
+            ParameterServers(parameters, self.world, clock), DatasetServers(dataset, self.world, clock, self.config.rollout.envs),
+        )  # fmt: skip
+        return self.worker_of(AsynchronousWorker, index, handles, clock)
+
+
+def builder_of(config: Config) -> type[Builder]:
+    return Builder if config.sync.name == "bsp" else AsynchronousBuilder
+
+
+def make_env(config: Config, copies: int) -> EnvBatch:
+    options = {key: value for key, value in config.env.items() if key != "name"}
+    return envs.make(config.env["name"], copies=copies, groups=config.groups, **options)
