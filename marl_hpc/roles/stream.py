@@ -63,8 +63,8 @@ class StreamShard(DatasetShard):
         size_bytes = sum(x.nbytes for tensors in rows.values() for x in tensors.values())
 
         def ready() -> bool | None:
-            if sequence < self.accepted[worker]:
-                return True  # a repetition
+            if sequence < self.accepted[worker] or self.over:
+                return True  # a repetition, or nobody wants it any more
             if sequence > self.accepted[worker]:
                 raise ValueError(f"rollout/{worker} sent fragment {sequence}; dataset/{self.index} expects {self.accepted[worker]}")
             if sum(w == worker for w, _ in self.stored) >= self.capacity:
