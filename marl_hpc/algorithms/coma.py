@@ -68,6 +68,11 @@ class COMA(ActorCritic):
         for key in ("critic_lr", "critic_steps", "target_every", "target_tau"):
             if not getattr(config, key) > 0:
                 raise ConfigError(f"algorithm.{key}={getattr(config, key)} must be greater than 0")
+        if config.correction == "vtrace":
+            raise ConfigError(
+                "algorithm.correction=vtrace corrects values of states, and the critic of algorithm=coma values actions: use "
+                "algorithm.correction=truncated, or algorithm=ppo, a2c or happo"
+            )
         if config.critic != "separate":
             raise ConfigError("algorithm=coma has one critic a group: algorithm.critic must be separate")
         for group in interface.groups:
@@ -155,15 +160,15 @@ class COMA(ActorCritic):
 
     def loss(self, minibatch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
         """The critic's squared errors, or the policy gradient minus entropy bonus, summed over samples; importance weights of samples
-        that an older version collected are truncated at `max_weight`."""
+        that an older version collected are truncated as `correction` says."""
         known = minibatch["known"].to(minibatch["target"].dtype)
         nothing = dict.fromkeys(self.sums, known.new_zeros(()))
         if self.trained == 1:
             error = (self.taken(self.critic(minibatch, self.chosen(minibatch)), minibatch) - minibatch["target"]) * known
             return (error**2).sum(), {**nothing, "count": known.sum(), "value": (error**2).sum().detach()}
         log_prob, entropy = self.act(minibatch)
-        ratio = ((minibatch["proximal_log_prob"] - minibatch["log_prob"]) * known).exp()
-        policy_loss = -log_prob * ratio.clamp_max(self.config.max_weight) * minibatch["advantage"] * known
+        ratio, weight = self.weigh(minibatch, known)
+        policy_loss = -log_prob * weight * minibatch["advantage"] * known
         entropy = entropy * known
         kept = {"count": known, "policy": policy_loss, "entropy": entropy}
         sums = {name: x.detach().sum() for name, x in kept.items()}

@@ -180,6 +180,11 @@ REFUSED = [
     (["paradigm=centralized", "team_reward=individual"], ["paradigm=centralized", "team_reward must be mean or sum"]),
     (["algorithm.autoregressive=true"], ["algorithm.autoregressive=true", "paradigm=centralized"]),
     (["algorithm.critic=shared"], ["algorithm.critic=shared", "paradigm=ctde"]),
+    (["algorithm.rho_bar=2"], ["algorithm.rho_bar=2.0", "algorithm.correction=vtrace"]),
+    (
+        ["algorithm=coma", "paradigm=ctde", "algorithm.correction=vtrace"],
+        ["algorithm.correction=vtrace", "algorithm=coma", "algorithm=ppo"],
+    ),
     (["algorithm.gru=4", "algorithm.chunk=3"], ["rollout.fragment=8", "multiple of algorithm.chunk=3"]),
     (["algorithm=dqn", "algorithm.n_step=9"], ["rollout.fragment=8", "9 steps", "longer"]),
     (["algorithm=dqn", "algorithm.starts=9", "algorithm.capacity=8"], ["algorithm.starts=9", "algorithm.capacity=8"]),
