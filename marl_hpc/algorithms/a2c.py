@@ -12,7 +12,7 @@ from torch import Tensor
 from marl_hpc.algorithms import Batch
 from marl_hpc.algorithms.actor_critic import ActorCritic, ActorCriticConfig
 
-MEANS = ("policy", "value", "entropy")
+MEANS = ("policy", "value", "entropy", "importance_weight", "truncated_weights")
 SUMS = ("count", *MEANS, "ratio_deviation")
 
 
@@ -38,7 +38,7 @@ class A2C(ActorCritic):
         loss = ((policy_loss - config.entropy * entropy + config.value_weight * value_loss) * known).sum()
         with torch.no_grad():
             kept = {"count": known, "policy": policy_loss * known, "value": value_loss * known, "entropy": entropy * known}
-            sums = {name: x.sum() for name, x in kept.items()}
+            sums = {name: x.sum() for name, x in kept.items()} | self.weight_sums(minibatch, known)
             sums["ratio_deviation"] = torch.cat([(ratio - 1).abs().flatten(), known.new_zeros(1)]).max()
             return loss, sums
 

@@ -25,6 +25,7 @@ from marl_hpc.types import Exchange, InterfaceSpec
 
 # what `correction` may be -> the options that bound its weights, first that of the policy's loss
 CORRECTIONS: dict[str, tuple[str, ...]] = {"none": (), "truncated": ("max_weight",), "vtrace": ("rho_bar", "c_bar")}
+ROUNDING = 1e-4  # a policy's ratio to itself may lie that far from 1: it acted in batches of another shape than it learns in
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -221,6 +222,13 @@ class ActorCritic:
         """The largest weight of a policy loss; None where it doesn't weigh."""
         bounds = CORRECTIONS[self.config.correction]
         return getattr(self.config, bounds[0]) if bounds else None
+
+    def weight_sums(self, minibatch: Batch, known: Tensor) -> dict[str, Tensor]:
+        """What metrics tell of the weights, summed over samples. With rho_bar=1 their mean is what μ and π have in common, 1 less the
+        total variation between them, but for the randomness of samples."""
+        ratio, weight = self.weigh(minibatch, known)
+        truncated = torch.zeros_like(known) if self.bound is None else ratio > self.bound * (1 + ROUNDING)
+        return {"importance_weight": (weight * known).sum(), "truncated_weights": (truncated * known).sum()}
 
     def value(self, minibatch: Batch) -> Tensor:
         """Critic outputs [L, S, N], in normalized units."""

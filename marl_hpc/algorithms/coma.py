@@ -40,7 +40,7 @@ class COMAConfig(ActorCriticConfig):
 
 class COMA(ActorCritic):
     Config = COMAConfig
-    sums = ("count", "policy", "value", "entropy", "ratio_deviation")
+    sums = ("count", "policy", "value", "entropy", "importance_weight", "truncated_weights", "ratio_deviation")
 
     def __init__(
         self, config: COMAConfig, interface: InterfaceSpec, exchange: Exchange, *, device: Any, dtype: torch.dtype, seed: int
@@ -171,7 +171,7 @@ class COMA(ActorCritic):
         policy_loss = -log_prob * weight * minibatch["advantage"] * known
         entropy = entropy * known
         kept = {"count": known, "policy": policy_loss, "entropy": entropy}
-        sums = {name: x.detach().sum() for name, x in kept.items()}
+        sums = {name: x.detach().sum() for name, x in kept.items()} | self.weight_sums(minibatch, known)
         sums["ratio_deviation"] = torch.cat([(ratio - 1).abs().flatten(), known.new_zeros(1)]).max()
         return (policy_loss - self.config.entropy * entropy).sum(), {**nothing, **sums}
 
@@ -197,7 +197,7 @@ class COMA(ActorCritic):
         critic, policy = sums[:-1].sum(0), dict(zip(self.sums, sums[-1].tolist(), strict=True))
         count = max(policy["count"], 1)
         value = critic[self.sums.index("value")] / critic[self.sums.index("count")].clamp_min(1)
-        means = {f"loss/{name}": policy[name] / count for name in ("policy", "entropy")}
+        means = {f"loss/{name}": policy[name] / count for name in ("policy", "entropy", "importance_weight", "truncated_weights")}
         return {**means, "loss/value": float(value), "loss/first_ratio_deviation": policy["ratio_deviation"]}
 
     def state(self) -> dict[str, Tensor]:

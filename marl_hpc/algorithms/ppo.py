@@ -28,7 +28,7 @@ class PPOConfig(ActorCriticConfig):
 
 # What travels behind the gradient, in this order. kl is Schulman's estimator k3 (joschu.net, 2020); ratio_deviation is the
 # largest one of a replica, so its sum over replicas bounds the largest of all.
-MEANS = ("policy", "value", "entropy", "kl", "clipped")
+MEANS = ("policy", "value", "entropy", "kl", "clipped", "importance_weight", "truncated_weights")
 SUMS = ("count", *MEANS, "ratio_deviation")
 
 
@@ -101,6 +101,7 @@ class PPO(ActorCritic):
         deviation = (((log_prob - minibatch["log_prob"]) * known).exp() - 1).abs().flatten()
         return {
             **{name: x.sum() for name, x in kept.items()},
+            **self.weight_sums(minibatch, known),
             "ratio_deviation": torch.cat([deviation, known.new_zeros(1)]).max(),
         }
 

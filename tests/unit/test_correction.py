@@ -1,7 +1,8 @@
-"""What on-policy algorithms do about data of an older policy: whose ratio counts, what it bounds."""
+"""What on-policy algorithms do about data of an older policy: whose ratio counts, what it bounds, and what metrics tell of it."""
 
 import math
 from dataclasses import replace
+from itertools import product
 
 import pytest
 import torch
@@ -139,6 +140,8 @@ def test_without_lag_no_correction_changes_anything(paradigm, algorithm):
         batch, _ = stale_batch(agent, lag=0.0)
         metrics = agent.learn(batch, torch.arange(B), total=B, seed=0, env_steps=0)
         assert metrics["loss/first_ratio_deviation"] < 1e-12
+        assert metrics["loss/importance_weight"] == pytest.approx(1, abs=1e-12)
+        assert metrics["loss/truncated_weights"] == 0
         results.append(agent.parameters.values.detach())
     for other in results[1:]:
         torch.testing.assert_close(other, results[0], rtol=0, atol=1e-9)
@@ -179,6 +182,35 @@ METRICS = {
 }  # fmt: skip
 
 
+@pytest.mark.parametrize(("algorithm", "correction"), [x for x in product(METRICS, CORRECTIONS) if x != (COMA, "vtrace")])
+def test_metrics_tell_the_mean_weight_and_how_many_were_truncated(algorithm, correction):
+    paradigm, options = METRICS[algorithm]
+    agent = agent_of(paradigm, algorithm, **CORRECTIONS[correction], **options)
+    for policy in agent.algorithm.policies.values():
+        policy.epsilon = options.get("epsilon_start", 0.0)
+    ends = 0.0 if agent.interface.joint_policy else 0.2
+    batch, differences = stale_batch(agent, ends=ends)
+    known = agent.algorithm.together(batch, "active")
+    ratio = differences.sum(-1, True).exp()[..., :1] if agent.interface.joint_policy else differences.exp()[known]
+    bound = {"none": None, "truncated": 1.3, "vtrace": 1.2}[correction]
+    metrics = agent.learn(batch, torch.arange(B), total=B, seed=0, env_steps=0)
+    weight = torch.ones_like(ratio) if bound is None else ratio.clamp(max=bound)
+    truncated = 0.0 if bound is None else (ratio > bound).double().mean().item()
+    assert metrics["loss/importance_weight"] == pytest.approx(weight.mean().item(), rel=1e-9)
+    assert metrics["loss/truncated_weights"] == pytest.approx(truncated, abs=1e-12)
+    assert (0.1 < truncated < 0.9) == (bound is not None)
+    assert metrics["loss/first_ratio_deviation"] > 0.1
+
+
+def test_rounding_is_no_truncation():
+    """Half of the ratios of a policy with itself are a little more than 1, the bound."""
+    agent = agent_of(dtype=torch.float32, correction="vtrace")
+    batch, _ = stale_batch(agent, lag=1e-6, dtype=torch.float32)
+    metrics = agent.learn(batch, torch.arange(B), total=B, seed=0, env_steps=0)
+    assert 0 < metrics["loss/first_ratio_deviation"] < 1e-4
+    assert metrics["loss/truncated_weights"] == 0
+
+
 @pytest.mark.parametrize(
     ("change", "words"),
     [
@@ -210,6 +242,7 @@ def test_infinite_bounds_are_none():
     batch, _ = stale_batch(agent)
     metrics = agent.learn(batch, torch.arange(B), total=B, seed=0, env_steps=0)
     assert all(math.isfinite(x) for x in metrics.values())
+    assert metrics["loss/truncated_weights"] == 0
 
 
 def test_coma_refuses_vtrace_and_says_what_has_it():

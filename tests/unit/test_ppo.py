@@ -297,7 +297,7 @@ def test_loss_is_the_papers_clipped_surrogate(value_clip, stale, correction, bou
         total += policy - 0.03 * entropy + 0.7 * error
         for name, x in (
             ("count", 1), ("policy", policy), ("value", error), ("entropy", entropy), ("kl", ratio - 1 - log_ratio),
-            ("clipped", abs(ratio - 1) > 0.1),
+            ("clipped", abs(ratio - 1) > 0.1), ("importance_weight", weight), ("truncated_weights", over),
         ):  # fmt: skip
             expected[name] += x
         expected["ratio_deviation"] = max(expected["ratio_deviation"], abs(np.exp(now - acted) - 1))
