@@ -20,15 +20,29 @@ from marl_hpc.config import ConfigError
 from marl_hpc.critics import Critic
 from marl_hpc.keyed_random import INITIALIZATION, MINIBATCH, generator, integer
 from marl_hpc.networks import FlatParameters
-from marl_hpc.returns import ValueNormalizer, gae
+from marl_hpc.returns import ValueNormalizer, gae, vtrace
 from marl_hpc.types import Exchange, InterfaceSpec
+
+# what `correction` may be -> the options that bound its weights, first that of the policy's loss
+CORRECTIONS: dict[str, tuple[str, ...]] = {"none": (), "truncated": ("max_weight",), "vtrace": ("rho_bar", "c_bar")}
+ROUNDING = 1e-4  # a policy's ratio to itself may lie that far from 1: it acted in batches of another shape than it learns in
 
 
 @dataclass(frozen=True, kw_only=True)
 class ActorCriticConfig(NetworkConfig):
     gamma: float = 0.99
     gae_lambda: float = 0.95
-    max_weight: float = 2.0  # truncates importance weights of samples that an older version collected
+    # What is done about samples that an older version collected. Their ratios are those of the policy that a batch's learning starts
+    # from over the one that acted: each agent's own, in a team with one critic and one reward too, so that what has changed in the others
+    # is not corrected for (ratios of all agents would multiply, and so would their variance); of a joint policy, the product over the
+    # members that act, bounded as a whole. none | truncated (samples weigh by their ratios in the policy's loss) | vtrace (that, and
+    # value targets and advantages are V-trace's, Espeholt et al. 2018)
+    correction: str = "truncated"
+    max_weight: float = 2.0  # correction=truncated: the largest weight
+    rho_bar: float = (
+        1.0  # correction=vtrace: the largest weight, of values too; inf: they are the present policy's, with more variance
+    )
+    c_bar: float = 1.0  # correction=vtrace: the largest ratio by which later turns count in a value target
     entropy: float = 0.01
     value_weight: float = 0.5
     lr: float = 7e-4
@@ -78,9 +92,10 @@ class ActorCritic:
     @classmethod
     def check(cls, config: Any, interface: InterfaceSpec, fragment: int) -> None:
         check_network(config, interface, fragment)
-        for key in ("lr", "max_weight", "max_grad_norm"):
+        for key in ("lr", "max_weight", "rho_bar", "c_bar", "max_grad_norm"):
             if not getattr(config, key) > 0:
                 raise ConfigError(f"algorithm.{key}={getattr(config, key)} must be greater than 0")
+        check_correction(config)
         if config.critic not in ("separate", "shared"):
             raise ConfigError(f"algorithm.critic={config.critic!r} is not a choice; separate or shared")
         if config.critic == "shared" and interface.critic_sees != "state":
@@ -135,11 +150,20 @@ class ActorCritic:
             next_values = torch.zeros_like(values)
             ended = {name: x[ends] for name, x in batch.items() if not name.endswith("/memory")}
             next_values[ends] = self.values.denormalize(self.critic.after(ended, memory[ends]))
-            advantages, known = gae(
-                reward, values, next_values, terminated, done, gamma=self.config.gamma, lam=self.config.gae_lambda, active=acting,
-                continues=continues,
-            )  # fmt: skip
-            targets = advantages + values
+            acted = self.joined(batch, self.together(batch, "log_prob"))
+            # the policy that learning starts from; with lag it isn't the one that acted any more
+            proximal = self.act(self.at_start(batch))[0]
+            given: dict[str, Any] = {
+                "gamma": self.config.gamma, "lam": self.config.gae_lambda, "active": acting, "continues": continues,
+            }  # fmt: skip
+            if self.config.correction == "vtrace":
+                targets, advantages, known = vtrace(
+                    reward, values, next_values, terminated, done, (proximal - acted).exp(), rho_bar=self.config.rho_bar,
+                    c_bar=self.config.c_bar, **given,
+                )  # fmt: skip
+            else:
+                advantages, known = gae(reward, values, next_values, terminated, done, **given)
+                targets = advantages + values
             moments = torch.stack([moments_of(targets, known), moments_of(advantages, known)])
             self.exchange.sum_(moments)
             if self.config.normalize_values:
@@ -150,19 +174,17 @@ class ActorCritic:
                 mean = total / count
                 std = (squares / count - mean * mean).clamp_min(0).sqrt()
                 advantages = (advantages - mean.to(advantages)) / (std.to(advantages) + 1e-8)
-            extended = {
+            return {
                 **batch,
                 **starts,
                 "reward": reward,
-                "log_prob": self.joined(batch, self.together(batch, "log_prob")),
+                "log_prob": acted,
+                "proximal_log_prob": proximal,
                 "known": known,
                 "advantage": advantages,
                 "target": self.values.normalize(targets),
                 "old_value": critic,  # as the critic said it: clipping is about its output, whatever the statistics are now
             }
-            # the policy that learning starts from; with lag it isn't the one that acted any more
-            extended["proximal_log_prob"] = self.act(self.at_start(extended))[0]
-            return extended
 
     def evaluate(self, batch: Batch) -> tuple[Tensor, Tensor, Batch]:
         """(critic outputs [T, B, N], its memory after each step, its memory at each chunk's start), going on from the last batch."""
@@ -186,6 +208,26 @@ class ActorCritic:
                 log_probs.append(distribution.log_prob(parameters[group.name], batch[f"{group.name}/action"]))
                 entropies.append(distribution.entropy(parameters[group.name]))
         return self.joined(batch, torch.cat(log_probs, -1)), self.joined(batch, torch.cat(entropies, -1))
+
+    def weigh(self, minibatch: Batch, known: Tensor) -> tuple[Tensor, Tensor]:
+        """Of each sample [L, S, N]: (its ratio, the weight of its policy loss: the ratio up to the bound that `correction` has, and
+        without a correction 1). See ActorCriticConfig for whose ratio it is."""
+        ratio = ((minibatch["proximal_log_prob"] - minibatch["log_prob"]) * known).exp()
+        bound = self.bound
+        return ratio, torch.ones_like(ratio) if bound is None else ratio.clamp_max(bound)
+
+    @property
+    def bound(self) -> float | None:
+        """The largest weight of a policy loss; None where it doesn't weigh."""
+        bounds = CORRECTIONS[self.config.correction]
+        return getattr(self.config, bounds[0]) if bounds else None
+
+    def weight_sums(self, minibatch: Batch, known: Tensor) -> dict[str, Tensor]:
+        """What metrics tell of the weights, summed over samples. With rho_bar=1 their mean is what μ and π have in common, 1 less the
+        total variation between them, but for the randomness of samples."""
+        ratio, weight = self.weigh(minibatch, known)
+        truncated = torch.zeros_like(known) if self.bound is None else ratio > self.bound * (1 + ROUNDING)
+        return {"importance_weight": (weight * known).sum(), "truncated_weights": (truncated * known).sum()}
 
     def value(self, minibatch: Batch) -> Tensor:
         """Critic outputs [L, S, N], in normalized units."""
@@ -214,6 +256,24 @@ class ActorCritic:
 
     def load_state(self, state: dict[str, Tensor]) -> None:
         self.values.moments = state["value_moments"].clone()
+
+
+def check_correction(config: ActorCriticConfig) -> None:
+    if config.correction not in CORRECTIONS:
+        raise ConfigError(f"algorithm.correction={config.correction!r} is not a choice; {', '.join(CORRECTIONS)}")
+    usual = type(config)()
+    for correction, keys in CORRECTIONS.items():
+        for key in keys:
+            if correction != config.correction and getattr(config, key) != getattr(usual, key):
+                raise ConfigError(
+                    f"algorithm.{key}={getattr(config, key)} is about algorithm.correction={correction}, got "
+                    f"algorithm.correction={config.correction}: leave {key} out, or set algorithm.correction={correction}"
+                )
+    if config.c_bar > config.rho_bar:
+        raise ConfigError(
+            f"algorithm.c_bar={config.c_bar} must not be greater than algorithm.rho_bar={config.rho_bar} (Espeholt et al. 2018): "
+            "lower c_bar or raise rho_bar"
+        )
 
 
 def fields(batch: Batch, group: str) -> Batch:

@@ -40,7 +40,7 @@ class COMAConfig(ActorCriticConfig):
 
 class COMA(ActorCritic):
     Config = COMAConfig
-    sums = ("count", "policy", "value", "entropy", "ratio_deviation")
+    sums = ("count", "policy", "value", "entropy", "importance_weight", "truncated_weights", "ratio_deviation")
 
     def __init__(
         self, config: COMAConfig, interface: InterfaceSpec, exchange: Exchange, *, device: Any, dtype: torch.dtype, seed: int
@@ -68,6 +68,11 @@ class COMA(ActorCritic):
         for key in ("critic_lr", "critic_steps", "target_every", "target_tau"):
             if not getattr(config, key) > 0:
                 raise ConfigError(f"algorithm.{key}={getattr(config, key)} must be greater than 0")
+        if config.correction == "vtrace":
+            raise ConfigError(
+                "algorithm.correction=vtrace corrects values of states, and the critic of algorithm=coma values actions: use "
+                "algorithm.correction=truncated, or algorithm=ppo, a2c or happo"
+            )
         if config.critic != "separate":
             raise ConfigError("algorithm=coma has one critic a group: algorithm.critic must be separate")
         for group in interface.groups:
@@ -155,18 +160,18 @@ class COMA(ActorCritic):
 
     def loss(self, minibatch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
         """The critic's squared errors, or the policy gradient minus entropy bonus, summed over samples; importance weights of samples
-        that an older version collected are truncated at `max_weight`."""
+        that an older version collected are truncated as `correction` says."""
         known = minibatch["known"].to(minibatch["target"].dtype)
         nothing = dict.fromkeys(self.sums, known.new_zeros(()))
         if self.trained == 1:
             error = (self.taken(self.critic(minibatch, self.chosen(minibatch)), minibatch) - minibatch["target"]) * known
             return (error**2).sum(), {**nothing, "count": known.sum(), "value": (error**2).sum().detach()}
         log_prob, entropy = self.act(minibatch)
-        ratio = ((minibatch["proximal_log_prob"] - minibatch["log_prob"]) * known).exp()
-        policy_loss = -log_prob * ratio.clamp_max(self.config.max_weight) * minibatch["advantage"] * known
+        ratio, weight = self.weigh(minibatch, known)
+        policy_loss = -log_prob * weight * minibatch["advantage"] * known
         entropy = entropy * known
         kept = {"count": known, "policy": policy_loss, "entropy": entropy}
-        sums = {name: x.detach().sum() for name, x in kept.items()}
+        sums = {name: x.detach().sum() for name, x in kept.items()} | self.weight_sums(minibatch, known)
         sums["ratio_deviation"] = torch.cat([(ratio - 1).abs().flatten(), known.new_zeros(1)]).max()
         return (policy_loss - self.config.entropy * entropy).sum(), {**nothing, **sums}
 
@@ -192,7 +197,7 @@ class COMA(ActorCritic):
         critic, policy = sums[:-1].sum(0), dict(zip(self.sums, sums[-1].tolist(), strict=True))
         count = max(policy["count"], 1)
         value = critic[self.sums.index("value")] / critic[self.sums.index("count")].clamp_min(1)
-        means = {f"loss/{name}": policy[name] / count for name in ("policy", "entropy")}
+        means = {f"loss/{name}": policy[name] / count for name in ("policy", "entropy", "importance_weight", "truncated_weights")}
         return {**means, "loss/value": float(value), "loss/first_ratio_deviation": policy["ratio_deviation"]}
 
     def state(self) -> dict[str, Tensor]:

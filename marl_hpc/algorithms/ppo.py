@@ -28,7 +28,8 @@ class PPOConfig(ActorCriticConfig):
 
 # What travels behind the gradient, in this order. kl is Schulman's estimator k3 (joschu.net, 2020); ratio_deviation is the
 # largest one of a replica, so its sum over replicas bounds the largest of all.
-SUMS = ("count", "policy", "value", "entropy", "kl", "clipped", "ratio_deviation")
+MEANS = ("policy", "value", "entropy", "kl", "clipped", "importance_weight", "truncated_weights")
+SUMS = ("count", *MEANS, "ratio_deviation")
 
 
 class PPO(ActorCritic):
@@ -52,10 +53,14 @@ class PPO(ActorCritic):
         """Clipped surrogate minus entropy bonus plus clipped value loss, summed over samples.
 
         The surrogate is the decoupled one of Hilton et al. 2022 (eq. 4): clipped around the policy that this batch's learning
-        starts from, weighted by that policy's probability over the one that acted, truncated at `max_weight`. Without lag both
+        starts from, weighted by that policy's probability over the one that acted, truncated as `correction` says. Without lag both
         are the same policy, the weight is 1, and it is Schulman et al. 2017, eq. 7. Clipped around a policy one version older,
         as the plain surrogate would be, successive versions drift apart. Ratios are each agent's own; those of a joint policy are
         the product over its members.
+
+        With `correction=vtrace` the weight is V-trace's factor ρ of the policy gradient (Espeholt et al. 2018, section 4.2), truncated at
+        `rho_bar`. It and Hilton's weight are the same ratio, so a sample weighs by it once: the advantages, which V-trace has estimated
+        for the policy that learning starts from, come without it.
         """
         config, known = self.config, minibatch["known"].to(minibatch["target"].dtype)
         log_prob, entropy = self.act(minibatch)
@@ -71,7 +76,7 @@ class PPO(ActorCritic):
     def surrogate(self, minibatch: Batch, log_prob: Tensor, known: Tensor) -> tuple[Tensor, Tensor]:
         """(loss of the policy, ratio to the policy that learning starts from), both [L, S, N]."""
         config = self.config
-        weight = ((minibatch["proximal_log_prob"] - minibatch["log_prob"]) * known).exp().clamp_max(config.max_weight)
+        weight = self.weigh(minibatch, known)[1]
         ratio, advantage = ((log_prob - minibatch["proximal_log_prob"]) * known).exp(), weight * minibatch["advantage"]
         clipped = ratio.clamp(1 - config.clip, 1 + config.clip)
         return -torch.minimum(ratio * advantage, clipped * advantage), ratio
@@ -96,12 +101,13 @@ class PPO(ActorCritic):
         deviation = (((log_prob - minibatch["log_prob"]) * known).exp() - 1).abs().flatten()
         return {
             **{name: x.sum() for name, x in kept.items()},
+            **self.weight_sums(minibatch, known),
             "ratio_deviation": torch.cat([deviation, known.new_zeros(1)]).max(),
         }
 
     def summarize(self, sums: Tensor) -> dict[str, float]:
         """Means over a batch's epochs from the sums of its minibatches [M, len(SUMS)], by name."""
         total = dict(zip(SUMS, sums.sum(0).tolist(), strict=True))
-        means = {f"loss/{name}": total[name] / max(total["count"], 1) for name in ("policy", "value", "entropy", "kl", "clipped")}
+        means = {f"loss/{name}": total[name] / max(total["count"], 1) for name in MEANS}
         # the policy that acted is still the one that learns here: with rollout.max_lag=0 every ratio is 1 up to rounding
         return {**means, "loss/first_ratio_deviation": float(sums[0, SUMS.index("ratio_deviation")])}

@@ -59,15 +59,37 @@ def test_with_lambda_1_advantages_are_n_step_returns_less_the_value():
     np.testing.assert_allclose(result["advantage"][active].numpy(), (expected - value.numpy())[active.numpy()], atol=1e-12)
 
 
-@pytest.mark.parametrize("stale", [False, True])
-def test_one_step_takes_the_gradient_written_by_hand(stale):
+def vtrace_of(batch, values, following, ratio, rho_bar, c_bar):
+    """(vs, r + γ vs' - V) by the recursion of Espeholt et al. 2018, remark 1."""
+    targets, advantages = values.clone(), torch.zeros_like(values)
+    for b, n in np.ndindex(B, 2):
+        for t in reversed(range(T)):
+            reward, terminated = batch["g/reward"][t, b, n], batch["g/terminated"][t, b, n]
+            last = terminated or batch["g/truncated"][t, b, n] or t == T - 1
+            after = 0.0 if terminated else following[t, b, n] if last else values[t + 1, b, n]
+            vs_after = after if last else targets[t + 1, b, n]
+            rho, c = min(rho_bar, ratio[t, b, n]), min(c_bar, ratio[t, b, n])
+            targets[t, b, n] = values[t, b, n] + rho * (reward + 0.9 * after - values[t, b, n]) + 0.9 * c * (vs_after - after)
+            advantages[t, b, n] = reward + 0.9 * vs_after - values[t, b, n]
+    return targets, advantages
+
+
+@pytest.mark.parametrize(
+    ("stale", "correction", "bound"),
+    [
+        (False, {"max_weight": 1.2}, 1.2),
+        (True, {"max_weight": 1.2}, 1.2),
+        (True, {"correction": "vtrace", "rho_bar": 1.4, "c_bar": 0.8}, 1.4),
+        (True, {"correction": "none"}, None),
+    ],
+)
+def test_one_step_takes_the_gradient_written_by_hand(stale, correction, bound):
     """∂/∂logits of -w A log π(a) - β H is w A (π - 1_a) + β π (log π + H), ∂/∂V of c (V - R)² is 2 c (V - R), averaged over who acts."""
-    agent, batch = agent_of(entropy=0.05, value_weight=0.7, max_weight=1.2), batch_of(ALONE, T, B)
+    agent, batch = agent_of(entropy=0.05, value_weight=0.7, **correction), batch_of(ALONE, T, B, ends=0.2)
     network, critic = agent.algorithm.policies["g"].network, agent.algorithm.critic.networks[0]
     logits, value = network(batch["g/observation"]), critic(batch["g/observation"])[..., 0]
     with torch.no_grad():
         following = critic(batch["g/next_observation"])[..., 0]
-        returns = torch.from_numpy(returns_of(batch, value.detach(), following))
         masked = logits.masked_fill(~batch["g/action_mask"], -1e30).exp()
         pi = masked / masked.sum(-1, keepdim=True)
         chosen = torch.nn.functional.one_hot(batch["g/action"], 4)
@@ -77,9 +99,15 @@ def test_one_step_takes_the_gradient_written_by_hand(stale):
         log_pi = torch.where(pi > 0, pi, 1.0).log()
         entropy = -(pi * log_pi).sum(-1, keepdim=True)
         active = batch["g/active"]
-        weight = (now - batch["g/log_prob"]).exp().clamp(max=1.2)
-        assert (weight[active] != 1).any() == stale
-        advantage = (weight * (returns - value)).unsqueeze(-1)
+        ratio = (now - batch["g/log_prob"]).exp()
+        if correction.get("correction") == "vtrace":
+            returns, advantage = vtrace_of(batch, value, following, ratio, 1.4, 0.8)
+        else:
+            returns = torch.from_numpy(returns_of(batch, value.detach(), following))
+            advantage = returns - value
+        weight = torch.ones_like(ratio) if bound is None else ratio.clamp(max=bound)
+        assert (weight[active] != ratio[active]).any() == stale
+        advantage = (weight * advantage).unsqueeze(-1)
         by_logits = (advantage * (pi - chosen) + 0.05 * pi * (log_pi + entropy)) * active.unsqueeze(-1) / active.sum()
         by_value = 2 * 0.7 * (value - returns) * active / active.sum()
     parameters = [*network.parameters(), *critic.parameters()]

@@ -88,6 +88,30 @@ def test_a2c_trains_under_every_paradigm(tmp_path, paradigm, lag):
     assert (max(deviations) < 1e-5) == (lag == 0)
 
 
+BOARD = ["env.name=rigs.games:board", "env.masked=true", "algorithm.gru=6"]
+LATE = {
+    **{paradigm: ["algorithm.epochs=2", *BOARD, *chosen] for paradigm, chosen in PARADIGMS.items()},
+    "happo": ["algorithm=happo", "algorithm.epochs=2", "paradigm=ctde", "groups=separate", *BOARD],
+    "a2c": ["algorithm=a2c", *BOARD],
+    "turns": ["env=classic/leduc_holdem", "algorithm.epochs=2", "paradigm=ctde", "team_reward=individual"],
+}
+
+
+@pytest.mark.parametrize("run", LATE)
+def test_data_of_an_older_policy_is_corrected_everywhere(tmp_path, run):
+    vtrace = ["algorithm.correction=vtrace", "algorithm.lr=0.01"]
+    lines = inline.train(tmp_path, *LATE[run], *vtrace, "rollout.max_lag=1", "budget.env_steps=160")
+    learned = [line for line in lines if "throughput/env_steps_per_s" in line]
+    weights, truncated = (
+        [x for line in learned for name, x in line.items() if name.endswith(end)]
+        for end in ("importance_weight", "truncated_weights")
+    )
+    assert len(weights) == len(truncated) >= 4
+    assert 0 < min(weights) < 0.999 < max(weights) < 1 + 1e-5  # the first batch is the first policy's
+    assert 0 == min(truncated) < max(truncated) < 1
+    assert all(math.isfinite(x) for line in lines for x in line.values())
+
+
 SPACES = {"discrete": [], "masked": ["env.masked=true"], "several": ["env.kind=several"], "box": ["env.kind=box"]}
 EVERY_PARADIGM, EVERY_SPACE = ("independent", "ctde", "centralized"), tuple(SPACES)
 CHOICES = ("discrete", "masked", "several")
@@ -180,6 +204,11 @@ REFUSED = [
     (["paradigm=centralized", "team_reward=individual"], ["paradigm=centralized", "team_reward must be mean or sum"]),
     (["algorithm.autoregressive=true"], ["algorithm.autoregressive=true", "paradigm=centralized"]),
     (["algorithm.critic=shared"], ["algorithm.critic=shared", "paradigm=ctde"]),
+    (["algorithm.rho_bar=2"], ["algorithm.rho_bar=2.0", "algorithm.correction=vtrace"]),
+    (
+        ["algorithm=coma", "paradigm=ctde", "algorithm.correction=vtrace"],
+        ["algorithm.correction=vtrace", "algorithm=coma", "algorithm=ppo"],
+    ),
     (["algorithm.gru=4", "algorithm.chunk=3"], ["rollout.fragment=8", "multiple of algorithm.chunk=3"]),
     (["algorithm=dqn", "algorithm.n_step=9"], ["rollout.fragment=8", "9 steps", "longer"]),
     (["algorithm=dqn", "algorithm.starts=9", "algorithm.capacity=8"], ["algorithm.starts=9", "algorithm.capacity=8"]),

@@ -81,8 +81,17 @@ def test_the_factor_is_the_product_of_the_ratios_of_those_before_over_the_whole_
     assert moved > 0.01
 
 
-def test_loss_of_an_agent_is_its_clipped_surrogate_times_the_factor():
-    agent, batch = agent_of(config=replace(CONFIG, entropy=0.0, minibatches=1)), tagged(batch_of(TEAM, T, B))
+@pytest.mark.parametrize(
+    ("correction", "bound"),
+    [
+        ({}, 1.5), ({"correction": "vtrace", "max_weight": 2.0, "rho_bar": 1.2}, 1.2),
+        ({"correction": "none", "max_weight": 2.0}, None),
+    ],
+)  # fmt: skip
+def test_loss_of_an_agent_is_its_clipped_surrogate_times_the_factor(correction, bound):
+    config = replace(CONFIG, entropy=0.0, minibatches=1, **correction)
+    HAPPO.check(config, TEAM, T)
+    agent, batch = agent_of(config=config), tagged(batch_of(TEAM, T, B))
     start = {name: log_probs_of(agent, name, batch) for name in SPACES}
     checked = 0
     for minibatch in agent.algorithm.minibatches(agent.rewarded(batch), torch.arange(B), B, 1, 0):
@@ -96,7 +105,8 @@ def test_loss_of_an_agent_is_its_clipped_surrogate_times_the_factor():
             total = 0.0
             for i in range(len(rows)):
                 if active[i]:
-                    ratio, weight = (now[i] - before[i]).exp(), min((before[i] - acted[i]).exp().item(), 1.5)
+                    ratio = (now[i] - before[i]).exp()
+                    weight = 1.0 if bound is None else min((before[i] - acted[i]).exp().item(), bound)
                     gain = weight * advantage[i]
                     total -= min(ratio * gain, ratio.clamp(0.8, 1.2) * gain).item()
             assert agent.algorithm.loss(minibatch)[0].item() == pytest.approx(total, rel=1e-9)

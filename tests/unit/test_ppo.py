@@ -245,11 +245,19 @@ def numpy_network(module, observation):
     return x
 
 
-@pytest.mark.parametrize("stale", [False, True])
+@pytest.mark.parametrize(
+    ("stale", "correction", "bound"),
+    [
+        (False, {"max_weight": 1.5}, 1.5),
+        (True, {"max_weight": 1.5}, 1.5),
+        (True, {"correction": "vtrace", "rho_bar": 1.3}, 1.3),
+        (True, {"correction": "none"}, None),
+    ],
+)
 @pytest.mark.parametrize("value_clip", [0.2, None])
-def test_loss_is_the_papers_clipped_surrogate(value_clip, stale):
+def test_loss_is_the_papers_clipped_surrogate(value_clip, stale, correction, bound):
     """Schulman et al. 2017 where the policy that acted is the one that learning starts from, Hilton et al. 2022 where it isn't."""
-    config = replace(CONFIG, value_clip=value_clip, clip=0.1, entropy=0.03, value_weight=0.7, max_weight=1.5)
+    config = replace(CONFIG, value_clip=value_clip, clip=0.1, entropy=0.03, value_weight=0.7, **correction)
     ppo = build(config)
     collected = collect(ppo)
     acted = "shared/log_prob"
@@ -276,9 +284,11 @@ def test_loss_is_the_papers_clipped_surrogate(value_clip, stale):
         now, acted = log_probs[i, n, data["action"][i, n]], data["log_prob"][i, n]
         log_ratio = now - proximal[i, n]
         ratio, advantage = np.exp(log_ratio), data["advantage"][i, n]
-        weight = np.exp(proximal[i, n] - acted)
-        truncated += weight > 1.5
-        policy = -min(weight, 1.5) * min(ratio * advantage, min(max(ratio, 0.9), 1.1) * advantage)
+        weight = 1.0 if bound is None else np.exp(proximal[i, n] - acted)
+        over = bound is not None and weight > bound
+        weight = bound if over else weight
+        truncated += over
+        policy = -weight * min(ratio * advantage, min(max(ratio, 0.9), 1.1) * advantage)
         entropy = -sum(p * np.log(p) for p in np.exp(log_probs[i, n]))
         old, target = data["old_value"][i, n], data["target"][i, n]
         error = (value[i, n] - target) ** 2
@@ -287,11 +297,11 @@ def test_loss_is_the_papers_clipped_surrogate(value_clip, stale):
         total += policy - 0.03 * entropy + 0.7 * error
         for name, x in (
             ("count", 1), ("policy", policy), ("value", error), ("entropy", entropy), ("kl", ratio - 1 - log_ratio),
-            ("clipped", abs(ratio - 1) > 0.1),
+            ("clipped", abs(ratio - 1) > 0.1), ("importance_weight", weight), ("truncated_weights", over),
         ):  # fmt: skip
             expected[name] += x
         expected["ratio_deviation"] = max(expected["ratio_deviation"], abs(np.exp(now - acted) - 1))
-    assert (truncated > 0) == stale
+    assert (truncated > 0) == (stale and bound is not None)
     assert 0 < expected["clipped"] < expected["count"]
     assert loss.item() == pytest.approx(total, rel=1e-12)
     assert {name: float(x) for name, x in sums.items()} == pytest.approx(expected, rel=1e-12)

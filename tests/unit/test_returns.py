@@ -1,10 +1,12 @@
 """Advantages and value statistics against definitions written out."""
 
+from itertools import product
+
 import numpy as np
 import pytest
 import torch
 
-from marl_hpc.returns import ValueNormalizer, gae
+from marl_hpc.returns import ValueNormalizer, gae, vtrace
 
 
 def brute_force(rewards, values, next_values, terminated, done, gamma, lam):
@@ -268,3 +270,161 @@ def test_rewards_of_the_dead_and_of_who_has_not_acted_yet_belong_to_no_turn():
         results.append(gae(rewards, values, values, terminated, done, gamma=0.9, lam=0.9, active=active)[0])
     assert torch.equal(results[0], results[1])
     assert results[0][0].item() == 3 - 0
+
+
+# off-policy
+
+
+def vtrace_of(transitions, values, ratios, gamma, lam, rho_bar, c_bar):
+    """{turn: (vs, advantage)} of one agent by the sum of products in Espeholt et al. 2018, eq. 1, and their section 4.2."""
+    rho = {turn: min(rho_bar, ratios[turn]) for turn, *_ in transitions}
+    c = {turn: lam * min(c_bar, ratios[turn]) for turn, *_ in transitions}
+
+    def target(s):
+        total = values[transitions[s][0]]
+        for t in range(s, len(transitions)):
+            turn, reward, bootstrap, ended = transitions[t]
+            traces = np.prod([c[transitions[i][0]] for i in range(s, t)])
+            total += gamma ** (t - s) * traces * rho[turn] * (reward + gamma * bootstrap - values[turn])
+            if ended:
+                break
+        return total
+
+    result = {}
+    for s, (turn, reward, bootstrap, ended) in enumerate(transitions):
+        following = bootstrap if ended or s + 1 == len(transitions) else target(s + 1)
+        result[turn] = (target(s), reward + gamma * (lam * following + (1 - lam) * bootstrap) - values[turn])
+    return result
+
+
+def off_policy_data(seed, simultaneous, shape=(30, 16, 3)):
+    """Everything that `vtrace` takes, arrays, with `active`, `terminated`, `truncated` and `continues`."""
+    random = np.random.default_rng(seed)
+    active, terminated, truncated, continues = episodes(random, *shape, simultaneous)
+    rewards, values, next_values = random.normal(size=(3, *shape))
+    ratios = np.exp(0.7 * random.normal(size=shape))
+    return rewards, values, next_values, ratios, active, terminated, truncated, continues
+
+
+def tensors(*arrays):
+    return tuple(torch.from_numpy(x) for x in arrays)
+
+
+@pytest.mark.parametrize("simultaneous", [False, True])
+@pytest.mark.parametrize(("rho_bar", "c_bar"), [(1.0, 1.0), (1.5, 0.6), (np.inf, np.inf)])
+@pytest.mark.parametrize(("gamma", "lam"), [(0.99, 0.95), (0.9, 0.0), (1.0, 1.0)])
+def test_vtrace_is_the_papers_sum_over_each_agents_own_transitions(gamma, lam, rho_bar, c_bar, simultaneous):
+    rewards, values, next_values, ratios, active, terminated, truncated, continues = off_policy_data(4, simultaneous)
+    targets, advantages, known = vtrace(
+        *tensors(rewards, values, next_values, terminated, terminated | truncated, ratios), gamma=gamma, lam=lam, rho_bar=rho_bar,
+        c_bar=c_bar, active=torch.from_numpy(active), continues=torch.from_numpy(continues),
+    )  # fmt: skip
+    turns, still_open = 0, 0
+    for b, n in np.ndindex(active.shape[1:]):
+        own = (x[:, b, n] for x in (rewards, values, next_values, active, terminated, truncated))
+        found, turn = transitions_of(*own, continues[b, n], gamma)
+        expected = vtrace_of(found, values[:, b, n], ratios[:, b, n], gamma, lam, rho_bar, c_bar)
+        assert sorted(expected) == np.flatnonzero(known[:, b, n].numpy()).tolist()
+        turns, still_open = turns + len(expected), still_open + (turn is not None)
+        for t, (target, advantage) in expected.items():
+            assert targets[t, b, n].item() == pytest.approx(target, rel=1e-12, abs=1e-12)
+            assert advantages[t, b, n].item() == pytest.approx(advantage, rel=1e-12, abs=1e-12)
+    unknown = ~known.numpy()
+    np.testing.assert_array_equal(targets.numpy()[unknown], values[unknown])
+    assert (advantages.numpy()[unknown] == 0).all()
+    assert turns > 200
+    assert still_open > 0
+    assert truncated.any()
+    assert terminated.any()
+
+
+@pytest.mark.parametrize("simultaneous", [False, True])
+def test_ratios_of_steps_that_are_not_known_count_nowhere(simultaneous):
+    rewards, values, next_values, ratios, active, terminated, truncated, continues = off_policy_data(5, simultaneous)
+    arguments, rest = tensors(rewards, values, next_values, terminated, terminated | truncated), tensors(active, continues)
+
+    def estimate(ratios):
+        return vtrace(*arguments, torch.from_numpy(ratios), gamma=0.9, lam=0.9, active=rest[0], continues=rest[1])
+
+    expected = estimate(ratios)
+    assert (expected[2] != rest[0]).any()
+    for wrong in (np.nan, np.inf, 1e30):
+        for x, other in zip(expected, estimate(np.where(expected[2].numpy(), ratios, wrong)), strict=True):
+            assert torch.equal(x, other)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("lam", [0.0, 0.95, 1.0])
+def test_vtrace_of_data_of_the_same_policy_is_gae_to_the_last_bit(lam, dtype):
+    rewards, values, next_values, _, active, terminated, truncated, continues = tensors(*off_policy_data(6, True))
+    arguments = (*(x.to(dtype) for x in (rewards, values, next_values)), terminated, terminated | truncated)
+    options = {"gamma": 0.97, "lam": lam, "active": active, "continues": continues}
+    expected, expected_known = gae(*arguments, **options)
+    targets, advantages, known = vtrace(*arguments, torch.ones_like(arguments[0]), **options)
+    assert torch.equal(advantages, expected)
+    assert torch.equal(targets, expected + arguments[1])
+    assert torch.equal(known, expected_known)
+
+
+def test_vtrace_of_data_of_the_same_policy_with_lambda_1_is_the_n_step_return():
+    rewards, values = column(1.0, 2.0, 3.0), column(7.0, 8.0, 9.0)
+    no = torch.zeros(3, 1, 1, dtype=torch.bool)
+    targets, _, _ = vtrace(rewards, values, column(0.0, 0.0, 16.0), no, no, torch.ones_like(rewards), gamma=0.5, lam=1.0)
+    assert targets.flatten().tolist() == [1 + 0.5 * 2 + 0.25 * 3 + 0.125 * 16, 2 + 0.5 * 3 + 0.25 * 16, 3 + 0.5 * 16]
+
+
+def test_ratios_are_truncated_each_by_its_bound():
+    """By hand: γ = 0.5, λ = 1, the critic says 1 everywhere, ratios 4 and 0.5. δ are 1 + 0.5 - 1 and 2 + 0.5 - 1."""
+    ratios, one = column(4.0, 0.5), column(1.0, 1.0)
+    no = torch.zeros(2, 1, 1, dtype=torch.bool)
+    targets, advantages, _ = vtrace(column(1.0, 2.0), one, one, no, no, ratios, gamma=0.5, lam=1.0, rho_bar=3.0, c_bar=2.0)
+    last = 1 + 0.5 * 1.5
+    assert targets.flatten().tolist() == [1 + 3 * 0.5 + 0.5 * 2 * (0.5 * 1.5), last]
+    assert advantages.flatten().tolist() == [1 + 0.5 * last - 1, 1.5]
+
+
+def test_vtrace_names_the_shapes_that_differ():
+    x = torch.zeros(3, 2, 4)
+    with pytest.raises(ValueError, match=r"vtrace.*ratios.*\(3, 2, 1\)"):
+        vtrace(x, x, x, x, x, x[..., :1], gamma=0.9, lam=0.9)
+
+
+# a problem of two states and two actions: chances [state, action, next state], rewards [state, action], and two policies of it
+CHANCES = np.array([[[0.9, 0.1], [0.2, 0.8]], [[0.5, 0.5], [0.1, 0.9]]])
+REWARDS = np.array([[1.0, -2.0], [0.5, 3.0]])
+ACTED, LEARNED = np.array([[0.7, 0.3], [0.2, 0.8]]), np.array([[0.1, 0.9], [0.6, 0.4]])
+GAMMA = 0.8
+
+
+def value_of(policy):
+    """The solution of V = r_π + γ P_π V."""
+    moves = np.einsum("sa,san->sn", policy, CHANCES)
+    return np.linalg.solve(np.eye(2) - GAMMA * moves, (policy * REWARDS).sum(-1))
+
+
+@pytest.mark.parametrize("lam", [0.5, 1.0])
+@pytest.mark.parametrize(("rho_bar", "c_bar"), [(1.0, 1.0), (1.0, 0.5), (2.0, 1.0), (np.inf, 1.0), (np.inf, np.inf)])
+def test_vtrace_is_at_rest_at_the_value_of_the_papers_policy(rho_bar, c_bar, lam):
+    """The exact expectation of the targets over all ways that three steps can go under the policy that acted, taken as the next values
+    again and again, settles at the value of Espeholt et al. 2018, eq. 3; with an infinite bound that is the learned policy's."""
+    steps = 3
+    ways = np.array(list(product(range(2), repeat=2 * steps + 1)))  # state, action, state, …
+    states, actions = ways[:, ::2].T, ways[:, 1::2].T
+    chance = np.prod([ACTED[s, a] * CHANCES[s, a, n] for s, a, n in zip(states, actions, states[1:], strict=False)], 0)
+    here, rewards = states[:-1], REWARDS[states[:-1], actions]
+    ratios = LEARNED[here, actions] / ACTED[here, actions]
+    assert (ratios > 2).any()
+    no = torch.zeros(steps, len(ways), 1, dtype=torch.bool)
+    values = np.zeros(2)
+    for _ in range(300):
+        targets, _, _ = vtrace(
+            *(torch.from_numpy(x)[..., None] for x in (rewards, values[here], values[states[1:]])), no, no,
+            torch.from_numpy(ratios)[..., None], gamma=GAMMA, lam=lam, rho_bar=rho_bar, c_bar=c_bar,
+        )  # fmt: skip
+        first = chance * targets[0, :, 0].numpy()
+        values = np.array([first[states[0] == s].sum() for s in range(2)])
+    between = np.minimum(rho_bar * ACTED, LEARNED)
+    between /= between.sum(-1, keepdims=True)
+    np.testing.assert_allclose(values, value_of(between), rtol=0, atol=1e-9)
+    assert (np.abs(value_of(between) - value_of(LEARNED)).max() > 0.05) == (rho_bar != np.inf)
+    assert np.abs(value_of(between) - value_of(ACTED)).max() > 0.05
