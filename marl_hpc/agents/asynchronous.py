@@ -22,7 +22,7 @@ class Servers(Protocol):
     def define(self, name: str, values: Tensor, policies: int, parts: list[tuple[int, int, dict[str, Any]]]) -> None: ...
 
     def exchange(
-        self, name: str, learner: int, sequence: int, gradient: Tensor, part: int, base: int, moments: Tensor | None
+        self, name: str, learner: int, sequence: int, gradient: Tensor, part: int, base: tuple[int, int], moments: Tensor | None
     ) -> Any: ...
 
     def latest(self, name: str) -> Any: ...
@@ -82,7 +82,7 @@ class AsynchronousAgent:
         trained = self.algorithm.trained
         answer = self.servers.exchange(
             self.interface.name, self.learner, self.sequence, gradient.detach().to("cpu", self.gradients, copy=True),
-            EVERY_PART if trained is None else trained, self.version, moments,
+            EVERY_PART if trained is None else trained, (self.version, self.agent.updates), moments,
         )  # fmt: skip
         self.sequence += 1
         self.taken += not answer.dropped
@@ -98,7 +98,6 @@ class AsynchronousAgent:
         if statistics is not None:
             statistics.moments = answer.moments.clone()
         if stepped:
-            for update in range(self.version + 1, answer.version + 1):
+            for update in range(self.agent.updates + 1, answer.updates + 1):
                 self.algorithm.stepped(update)
-        self.version, self.status = answer.version, answer.status
-        self.agent.updates = answer.version
+        self.version, self.status, self.agent.updates = answer.version, answer.status, answer.updates

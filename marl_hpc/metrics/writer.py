@@ -19,7 +19,9 @@ class MetricsWriter:
         kept = [line for line in _complete_lines(self.path) if json.loads(line)["learner_steps"] <= learner_steps]
         # evaluations that stand there already: a resumed run that repeats one doesn't write it twice
         records = [json.loads(line) for line in kept]
-        self.evaluated = {record["learner_steps"] for record in records if "evaluate/return_mean" in record}
+        evaluations = [record for record in records if "evaluate/return_mean" in record]
+        self.evaluated = {record["learner_steps"] for record in evaluations}
+        self.evaluated_at = {record["env_steps"] for record in evaluations}
         aside = self.path.with_suffix(".tmp")
         aside.write_text("".join(line + "\n" for line in kept))
         os.replace(aside, self.path)

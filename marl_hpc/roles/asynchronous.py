@@ -44,6 +44,7 @@ class AsynchronousLearner:
         self.config, self.index, self.shares, self.items = config, index, shares, items
         self.parameters, self.dataset, self.savers = parameters, dataset, savers
         self.recorder, self.run_dir, self.world, self.clock, self.single = recorder, run_dir, world, clock, single
+        self.learners = max(1, world.learners)
         self.batch = 0  # that this learner learns next
         self.status: dict[str, Any] = {}
         self.saved: Any = None  # the last checkpoint that this learner had a part in
@@ -68,7 +69,7 @@ class AsynchronousLearner:
             agent.start()
         if self.recorder is not None:
             self.status = self.parameters.status()
-            self.saved_steps = self.status["env_steps"]
+            self.saved_steps, self.recorder.collected = self.status["env_steps"], self.status["collected"]
 
     def step(self) -> bool:
         """One batch of each interface; False when it is time to end."""
@@ -97,10 +98,11 @@ class AsynchronousLearner:
         name = agent.interface.name
         batch, items, steps = self.dataset.take(name, self.index, self.items, agent.version)
         started = agent.version
-        seed = integer(self.config.seed, MINIBATCH, self.index, self.batch)
+        place = self.batch * self.learners + self.index  # among all learners' batches
+        seed = integer(self.config.seed, MINIBATCH, place)
         table = agent.algorithm.replay(agent.algorithm.config, agent.interface)
         if table is not None:
-            batch = batch._replace(drawn=self.dataset.draw(seed, name, table, steps, 0, 1))
+            batch = batch._replace(drawn=self.dataset.draw(place, name, table, steps, 0, 1))
         elif wrong := describe_non_finite(unpack(batch.parts, agent.interface, self.config.dtype), agent.interface):
             raise FloatingPointError(f"the environment gave {wrong}")
         given = batch.parts if batch.drawn is None else batch.drawn

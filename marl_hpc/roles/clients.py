@@ -28,6 +28,11 @@ class World(Protocol):
     patience_s: float
 
     @property
+    def learners(self) -> int:
+        """How many there are; 0 where one process is the whole world."""
+        ...
+
+    @property
     def stopping(self) -> bool: ...
 
     def stamp(self, allow_s: float | None = None) -> None:

@@ -30,10 +30,11 @@ class Course:
         default_factory=dict
     )  # learner -> its last gradient: sequence, version or None: dropped
     batches: dict[int, int] = field(default_factory=dict)  # learner -> batches learned
+    updates: int = 0  # gradients that have been applied
     env_steps: int = 0
     learned: int = 0  # batches, over all attempts
     values: ValueNormalizer = field(default_factory=ValueNormalizer)
-    delays: list[int] = field(default_factory=list)  # of gradients since they were last asked for, in versions
+    delays: list[int] = field(default_factory=list)  # of gradients since they were last asked for, in updates
 
 
 class Coordinator:
@@ -59,12 +60,12 @@ class Coordinator:
         return min(course.learned for course in self.courses.values())
 
     def commit(
-        self, vectors: dict[str, VectorSlice], name: str, learner: int, sequence: int, gradient: Tensor, part: int, base: int,
+        self, vectors: dict[str, VectorSlice], name: str, learner: int, sequence: int, gradient: Tensor, part: int, base: tuple[int, int],
         moments: Tensor | None, now: float,
     ) -> bool:  # fmt: skip
         """Give a gradient its place, or drop it; False while everything is held. A repetition changes nothing, and
-        neither does a gradient that comes after the end. `base` is the version
-        that it was computed at, `moments` [3] the (count, mean, M2) of the value targets of its batch."""
+        neither does a gradient that comes after the end. `base` are the
+        version and the number of updates that it was computed at, `moments` [3] the (count, mean, M2) of the value targets of its batch."""
         course = self.courses[name]
         if course.last.get(learner, (-1, None))[0] >= sequence or self.over:
             return True
@@ -74,13 +75,14 @@ class Coordinator:
             course.last[learner] = (sequence, None)
             return True
         vectors[name].stage(learner, sequence, gradient, part)
-        version = self.append(vectors, name, learner, sequence)
-        course.last[learner] = (sequence, version)
-        course.delays.append(version - 1 - base)
+        course.last[learner] = (sequence, self.append(vectors, name, learner, sequence))
+        version, updates = base
+        course.delays.append(course.updates - updates)
+        course.updates += 1
         if moments is not None:
             course.values.merge(moments)
-        # its learner has read `base` from all shards: none of them lacks anything up to there
-        course.order = [update for update in course.order if update.version > base]
+        # its learner has read that version from all shards: none of them lacks anything up to there
+        course.order = [update for update in course.order if update.version > version]
         return True
 
     def append(self, vectors: dict[str, VectorSlice], name: str, learner: int, sequence: int, pins: tuple[str, ...] = ()) -> int:
@@ -134,7 +136,7 @@ class Coordinator:
         record = {}
         for name, course in self.courses.items():
             record[name] = {
-                "learned": course.learned, "dropped": dict(course.clocks.dropped),
+                "learned": course.learned, "updates": course.updates, "dropped": dict(course.clocks.dropped),
                 "clocks": dict(course.clocks.finished), "delays": course.delays,
             }  # fmt: skip
             course.delays = []
@@ -146,6 +148,7 @@ class Coordinator:
             record[f"{name}.moments"] = course.values.moments.clone()
             record[f"{name}.env_steps"] = torch.tensor(course.env_steps)
             record[f"{name}.learned"] = torch.tensor(course.learned)
+            record[f"{name}.updates"] = torch.tensor(course.updates)
         return record
 
     def load_state(self, state: dict[str, Tensor]) -> None:
@@ -153,3 +156,4 @@ class Coordinator:
         for name, course in self.courses.items():
             course.values.moments = state[f"{name}.moments"].clone()
             course.env_steps, course.learned = int(state[f"{name}.env_steps"]), int(state[f"{name}.learned"])
+            course.updates = int(state[f"{name}.updates"])

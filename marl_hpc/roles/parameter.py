@@ -125,7 +125,7 @@ class OptimizingShard:
         with self.parking.lock:
             self.vectors[name].stage(learner, sequence, gradient, part)
 
-    def commit(self, name: str, learner: int, sequence: int, gradient: Tensor, part: int, base: int, moments: Tensor | None) -> Any:
+    def commit(self, name: str, learner: int, sequence: int, gradient: Tensor, part: int, base: tuple[int, int], moments: Tensor | None) -> Any:
         """Shard 0: apply a gradient that all other shards hold, and answer with the newest version when its learner may go on:
         {"version", "values", "order", "dropped", "moments", and what `status` says}. A repetition is answered alike, not applied."""
         coordinator = self._coordinator()
@@ -155,7 +155,7 @@ class OptimizingShard:
     def _latest(self, name: str) -> dict[str, Any]:
         vector, course = self.vectors[name], self._coordinator().courses[name]
         return {
-            "version": vector.version, "values": vector.values, "order": [tuple(update) for update in course.order], "moments": course.values.moments.clone(),
+            "version": vector.version, "updates": course.updates, "values": vector.values, "order": [tuple(update) for update in course.order], "moments": course.values.moments.clone(),
         }  # fmt: skip
 
     def newest(self, have: dict[str, int]) -> Any:

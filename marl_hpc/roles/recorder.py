@@ -111,7 +111,7 @@ class Recorder:
             "env_steps": steps,
             "greedy": self.config.evaluate.greedy,
         }
-        if version in self.writer.evaluated:
+        if self.is_written(steps, version):
             return
         low, high = self.evaluate["mean_interval"]
         self.writer.evaluated.add(version)
@@ -123,6 +123,10 @@ class Recorder:
                 "evaluate/episode_length": float(episodes[:, 2].mean()), **self._by_group("evaluate", episodes[:, 3:]),
             },
         )  # fmt: skip
+
+    def is_written(self, steps: int, version: int) -> bool:
+        """Whether an earlier attempt has written this evaluation."""
+        return version in self.writer.evaluated
 
     def _of_episodes(self, batch: Batch) -> dict[str, float]:
         """Of the episodes that ended in a batch, if any."""
@@ -169,7 +173,10 @@ class AsynchronousRecorder(Recorder):
         super().__init__(*arguments)
         self.env_steps = self.begun = self.schedule.start_steps
         self.batches = self.schedule.start
-        self.collected = self.env_steps // self.config.evaluate.every_steps
+        self.collected = 0  # evaluations, in multiples of evaluate.every_steps
+
+    def is_written(self, steps: int, version: int) -> bool:
+        return steps in self.writer.evaluated_at
 
     @property
     def exit_reason(self) -> str:
@@ -229,7 +236,6 @@ class AsynchronousRecorder(Recorder):
         self.final_wall_s = time.monotonic() - self.started
         episodes = dataset.evaluation(final, wait=True)
         assert episodes is not None
-        self.writer.evaluated.discard(self.batches)  # an earlier one may have been written at this number of batches
         self._write_evaluation(episodes, self.env_steps, self.batches)
 
     def complete(self, folder: Path, held: dict[str, Any], files: dict[str, str]) -> None:

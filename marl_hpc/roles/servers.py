@@ -21,6 +21,7 @@ class Exchanged(NamedTuple):
     """What a gradient is answered with."""
 
     version: int
+    updates: int  # gradients of all learners up to it
     values: Tensor  # [P], the whole vector
     dropped: bool
     moments: Tensor  # the value statistics of all learners
@@ -46,9 +47,9 @@ class ParameterServers(_Client):
             self._wait(call, "parameter shards")
 
     def exchange(
-        self, name: str, learner: int, sequence: int, gradient: Tensor, part: int, base: int, moments: Tensor | None
+        self, name: str, learner: int, sequence: int, gradient: Tensor, part: int, base: tuple[int, int], moments: Tensor | None
     ) -> Exchanged:
-        """Hand in a gradient [P] that was computed at version `base`; returns with the newest version when the learner may go on.
+        """Hand in a gradient [P] that was computed at version and number of updates `base`; returns with the newest version when the learner may go on.
         Repeating a sequence number changes nothing."""
         cuts = slices(len(gradient), len(self.peers))
         for call in [
@@ -69,7 +70,7 @@ class ParameterServers(_Client):
     def whole(self, name: str, answer: dict[str, Any]) -> Exchanged:
         """The vector of which shard 0 has answered its slice."""
         version, values = self.read(name, answer["version"], answer["values"], answer["order"], policies=False)
-        return Exchanged(version, values, answer.get("dropped", False), answer["moments"], answer.get("status", {}))
+        return Exchanged(version, answer["updates"], values, answer.get("dropped", False), answer["moments"], answer.get("status", {}))
 
     def read(self, name: str, version: int, first: Tensor, order: list[Any], *, policies: bool) -> tuple[int, Tensor]:
         """(version, values) of which shard 0 has `first`; a newer version where the others don't keep that one any more."""

@@ -7,10 +7,12 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from marl_hpc.building import make_env
 from marl_hpc.comm.store import Store
 from marl_hpc.comm.world import World
 from marl_hpc.compose import compose
-from marl_hpc.train import Rank, make_env
+from marl_hpc.storage.checkpoint import newest
+from marl_hpc.train import Rank
 
 SMALL = ("rollout.envs=2", "rollout.fragment=20", "budget.env_steps=80", "evaluate.final_episodes=1", "algorithm.hidden=[8]")
 
@@ -20,8 +22,8 @@ class NoDeadline:
         pass
 
 
-def rank(run_dir: Path, *overrides: str) -> Rank:
-    """The one rank of a world=inline run, ready to `run()`."""
+def rank(run_dir: Path, *overrides: str, resume: bool = False) -> Rank:
+    """The one rank of a world=inline run, ready to `run()`; with `resume` from the newest checkpoint that is there."""
     config = compose([*SMALL, *overrides])
     run_dir.mkdir(parents=True, exist_ok=True)
     env = make_env(config, 1)
@@ -30,11 +32,12 @@ def rank(run_dir: Path, *overrides: str) -> Rank:
         "counts": {"learner": 1, "rollout": 1, "parameter": 1, "dataset": 1},
     }  # fmt: skip
     store = Store()
-    store.set("start/0", {})
+    found = newest(run_dir) if resume else None
+    store.set("start/0", {"checkpoint": str(found[0]), "manifest": asdict(found[1])} if found else {})
     return Rank(config, job, World(0, 0, ["inline"], store, NoDeadline(), 60.0, 60.0))  # type: ignore[arg-type]
 
 
-def train(run_dir: Path, *overrides: str) -> list[dict[str, Any]]:
+def train(run_dir: Path, *overrides: str, resume: bool = False) -> list[dict[str, Any]]:
     """Train to the end; the run's metrics, line by line."""
-    assert rank(run_dir, *overrides).run() == 0
+    assert rank(run_dir, *overrides, resume=resume).run() == 0
     return [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines()]

@@ -68,7 +68,7 @@ def test_every_update_is_applied_once_on_all_shards_and_every_read_is_whole(data
             gradient = torch.zeros(shard_count, size)
             gradient[:, number * pushes + push] = -1
             finishes[number, push] = tick()
-            answer = servers.exchange("a", number, push, gradient.flatten(), -1, version, None)
+            answer = servers.exchange("a", number, push, gradient.flatten(), -1, (version, 0), None)
             assert not answer.dropped
             assert marks(answer.values, shard_count, size)[0, number * pushes + push] == 1  # its own is in it
             seen.append((answer.version, answer.values))
@@ -113,7 +113,7 @@ def test_every_update_is_applied_once_on_all_shards_and_every_read_is_whole(data
 
 
 def exchange(servers, learner, sequence, gradient, **options):
-    return servers.exchange("a", learner, sequence, torch.as_tensor(gradient), options.get("part", -1), options.get("base", 0), None)
+    return servers.exchange("a", learner, sequence, torch.as_tensor(gradient), options.get("part", -1), (options.get("base", 0), options.get("base", 0)), None)
 
 
 def defined(shards, size=4, spec=SGD, policies=None, parts=None):
@@ -127,7 +127,7 @@ def test_a_learner_that_stops_between_shards_holds_nobody():
     servers = defined(shards)
     # learner 1 has its place in the order but never tells shard 1
     shards[1].stage("a", 1, 0, -torch.ones(2), -1)
-    shards[0].commit("a", 1, 0, -torch.ones(2), -1, 0, None)
+    shards[0].commit("a", 1, 0, -torch.ones(2), -1, (0, 0), None)
     answer = exchange(servers, 0, 0, [-1.0, -1, -1, -1])
     assert answer.version == 2
     assert answer.values.tolist() == [2, 2, 2, 2]
@@ -177,7 +177,7 @@ def test_while_a_checkpoint_is_written_updates_wait():
     shards = shards_of(1)
     servers = defined(shards)
     servers.hold()
-    waiting = shards[0].commit("a", 0, 0, torch.ones(4), -1, 0, None)
+    waiting = shards[0].commit("a", 0, 0, torch.ones(4), -1, (0, 0), None)
     counted = shards[0].learned("a", 0, 0, 5)
     assert not waiting.done() and not counted.done()
     assert servers.latest("a").version == 0
@@ -244,7 +244,7 @@ def test_who_waits_for_a_late_learner_is_freed_by_time():
     shards = shards_of(1, staleness=0, limit_s=0.2)
     defined(shards)
     shards[0].coordinator.courses["a"].clocks.start(1, __import__("time").monotonic())
-    waiting = shards[0].commit("a", 0, 0, torch.ones(4), -1, 0, None)
+    waiting = shards[0].commit("a", 0, 0, torch.ones(4), -1, (0, 0), None)
     assert not waiting.done()
     assert waiting.wait()["version"] == 1
     shards[0].close()
@@ -268,7 +268,7 @@ def test_value_statistics_are_those_of_all_learners_batches():
     expected = ValueNormalizer()
     for learner, batch in enumerate(batches):
         moments = torch.tensor([len(batch), batch.mean(), ((batch - batch.mean()) ** 2).sum()], dtype=torch.float64)
-        answer = servers.exchange("a", learner, 0, torch.zeros(4), -1, 0, moments)
+        answer = servers.exchange("a", learner, 0, torch.zeros(4), -1, (0, 0), moments)
         expected.update(torch.tensor([len(batch), batch.sum(), (batch**2).sum()], dtype=torch.float64))
     torch.testing.assert_close(answer.moments, expected.moments)
 

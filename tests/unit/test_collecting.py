@@ -23,8 +23,8 @@ def collected(folder, *overrides):
     """(the learner's one agent, the fields of the first fragment) with policies as they are before any learning."""
     small = [f"rollout.envs={COPIES}", f"rollout.fragment={STEPS}", "budget.env_steps=1000", "dtype=float64"]
     rank = inline.rank(folder, *small, *overrides)
-    peers = [[LocalPeer("shard", shard)] for shard in (rank.build_parameter(0), rank.build_dataset(0))]
-    learner, worker = rank.build_learner(0, *peers), rank.build_worker(0, *peers, rank.clock)
+    peers = [[LocalPeer("shard", shard)] for shard in (rank.builder.parameter(0), rank.builder.dataset(0))]
+    learner, worker = rank.builder.learner(0, *peers), rank.builder.worker(0, *peers, rank.clock)
     learner.publish()
     assert worker.step()
     agent = learner.replicas[0].agent

@@ -7,7 +7,7 @@ from rigs import inline
 from marl_hpc.agents import IndependentAgent
 from marl_hpc.roles import learner as learner_module
 from marl_hpc.storage.fragments import row_dtype, unpack
-from marl_hpc.train import Rank
+from marl_hpc.building import Builder
 
 AGENTS = ("x_0", "x_1", "y_0", "y_1")
 BOARD = ("paradigm=independent", "groups=separate", "env.name=rigs.games:board", "env.masked=true", "algorithm.gru=4")
@@ -36,14 +36,14 @@ class Spy:
 
 def run(folder, monkeypatch, algorithm, prepare):
     """A run of three iterations, whose learner `prepare` gets before it begins."""
-    kept, build = [], Rank.build_learner
+    kept, build = [], Builder.learner
 
     def building(self, *arguments):
         kept.append(build(self, *arguments))
         prepare(kept[0])
         return kept[0]
 
-    monkeypatch.setattr(Rank, "build_learner", building)
+    monkeypatch.setattr(Builder, "learner", building)
     inline.train(folder, *BOARD, *OPTIONS[algorithm], "budget.env_steps=120")
     monkeypatch.undo()
     return {replica.agent.interface.name: replica.agent for replica in kept[0].replicas}

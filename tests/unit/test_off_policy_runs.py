@@ -51,14 +51,14 @@ def test_off_policy_actor_critics_train_in_turns(tmp_path, algorithm):
 
 def trains(tmp_path, overrides):
     run = inline.rank(tmp_path, *overrides)
-    build, agents = run.build_learner, []
+    build, agents = run.builder.learner, []
 
     def building(*arguments):
         learner = build(*arguments)
         agents.extend((replica.agent, replica.agent.policy_values()) for replica in learner.replicas)
         return learner
 
-    run.build_learner = building
+    run.builder.learner = building
     assert run.run() == 0
     assert agents
     for agent, before in agents:
