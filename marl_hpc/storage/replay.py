@@ -96,11 +96,11 @@ class ReplayTable:
     @property
     def ready(self) -> bool:
         """Whether there is enough to learn from: `starts` steps, or as many whole fragments as fit."""
-        return self.steps >= self.config.starts * self.share or self.inserted >= len(self.rings["rows"])
+        return bool(self.rings) and (self.steps >= self.config.starts * self.share or self.inserted >= len(self.rings["rows"]))
 
     def draw(self, generator: np.random.Generator, updates: int, batch: int) -> dict[str, Tensor]:
         """Items for `updates` gradient steps of `batch` each: rows [L, U, S, row], memories [1, U, S, …] as of their starts, places
-        [1, U, S], and importance weights [1, U, S]."""
+        [1, U, S] (what `set_priorities` takes), and importance weights [1, U, S]."""
         count, number = updates * batch, self.fragments * self.items
         if self.tree is None:
             places, weights = generator.integers(number, size=count), np.ones(count)
@@ -118,15 +118,24 @@ class ReplayTable:
         for name, ring in self.rings.items():
             if name != "rows":
                 drawn[name] = ring[slot, start, copy][None]
-        drawn |= {"place": places[None], "weight": weights.astype(np.float32)[None]}
+        drawn |= {"place": (places + self.laps(slot) * len(self.rings["rows"]) * self.items)[None], "weight": weights.astype(np.float32)[None]}
         return {name: torch.from_numpy(x.reshape(x.shape[0], updates, batch, *x.shape[2:])) for name, x in drawn.items()}
 
     def set_priorities(self, places: Tensor, priorities: Tensor) -> None:
-        """New priorities, such as absolute TD errors, of items that were drawn."""
+        """New priorities, such as absolute TD errors, of items that were drawn; those that have been overwritten since are left out."""
         assert self.tree is not None, "only prioritized tables are told"
+        size = len(self.rings["rows"]) * self.items
+        lap, place = np.divmod(places.numpy().ravel(), size)
         values = priorities.double().numpy().ravel() + 1e-6
-        self.highest = max(self.highest, float(values.max()))
-        self.tree.set(places.numpy().ravel(), values**self.config.priority_exponent)
+        there = lap == self.laps(place // self.items)
+        if not there.any():
+            return
+        self.highest = max(self.highest, float(values[there].max()))
+        self.tree.set(place[there], values[there] ** self.config.priority_exponent)
+
+    def laps(self, slots: np.ndarray) -> np.ndarray:
+        """How often each slot's fragment had been overwritten before it came."""
+        return (self.inserted - 1 - slots) // len(self.rings["rows"])
 
     def state(self) -> dict[str, Tensor]:
         """Everything, for a checkpoint."""

@@ -333,3 +333,21 @@ def test_weights_are_relative_to_the_largest_of_all_shards():
     for shard, place, weight in zip(*(whole[name].flatten().tolist() for name in ("shard", "place", "weight")), strict=True):
         found.setdefault((shard, place), set()).add(round(weight, 4))
     assert found == {(0, 0): {0.4472}, (0, 1): {0.4472}, (1, 0): {1.0}, (1, 1): {0.3333}}
+
+
+def test_priorities_of_items_that_were_overwritten_meanwhile_change_nothing():
+    config = ReplayConfig(capacity=8, batch=4, length=1, priority_exponent=1.0)
+    table = ReplayTable(config, 1.0)
+
+    def fragment(number):
+        return {"rows": torch.full((2, 2, 1), number, dtype=torch.uint8)}
+
+    for number in range(3):  # two fragments fit: the first is gone
+        table.insert(fragment(number))
+    drawn = table.draw(np.random.default_rng(0), 4, 16)
+    places, rows = drawn["place"].flatten(), drawn["rows"].flatten()
+    table.insert(fragment(3))  # instead of fragment 1
+    table.set_priorities(places, torch.full((len(places),), 5.0))
+    assert set(rows.tolist()) == {1, 2}
+    assert set(table.tree.get(np.arange(4))) == {5.000001}
+    assert set(table.tree.get(np.arange(4, 8))) == {1.0}
