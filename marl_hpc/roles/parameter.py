@@ -125,7 +125,9 @@ class OptimizingShard:
         with self.parking.lock:
             self.vectors[name].stage(learner, sequence, gradient, part)
 
-    def commit(self, name: str, learner: int, sequence: int, gradient: Tensor, part: int, base: tuple[int, int], moments: Tensor | None) -> Any:
+    def commit(
+        self, name: str, learner: int, sequence: int, gradient: Tensor, part: int, base: tuple[int, int], moments: Tensor | None
+    ) -> Any:
         """Shard 0: apply a gradient that all other shards hold, and answer with the newest version when its learner may go on:
         {"version", "values", "order", "dropped", "moments", and what `status` says}. A repetition is answered alike, not applied."""
         coordinator = self._coordinator()

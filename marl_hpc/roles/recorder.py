@@ -199,13 +199,15 @@ class AsynchronousRecorder(Recorder):
         before, self.env_steps = self.env_steps, status["env_steps"]
         self.batches = min(course["learned"] for course in counts.values())
         delays = [delay for course in counts.values() for delay in course["delays"]]
-        self.dropped = sum(sum(course["dropped"].values()) for course in counts.values())
+        dropped = sum(sum(course["dropped"].values()) for course in counts.values())
         passed_over = sum(sum(shard["passed_over"].values()) for shard in data)
         metrics = {
             **metrics, **self._of_episodes(batch),
             "throughput/env_steps_per_s": (self.env_steps - before) / (now - self.last),
             "staleness/mean": sum(batch.versions) / len(batch.versions), "staleness/max": float(max(batch.versions)),
-            "gradients/dropped": float(self.dropped), "dataset/passed_over": float(passed_over),
+            "gradients/applied": float(sum(course["updates"] for course in counts.values())),
+            "gradients/dropped": float(dropped), "gradients/spread": float(max(map(spread, counts.values()))),
+            "dataset/passed_over": float(passed_over),
             "dataset/queued": float(sum(sum(shard["queued"].values()) for shard in data)),
         }  # fmt: skip
         if delays:
@@ -257,3 +259,9 @@ class AsynchronousRecorder(Recorder):
             "evaluate": self.evaluate,
             "exit_reason": self.exit_reason,
         }
+
+
+def spread(course: dict[str, Any]) -> int:
+    """How many iterations lie between an interface's first and last learner."""
+    clocks = course["clocks"].values()
+    return max(clocks, default=0) - min(clocks, default=0)

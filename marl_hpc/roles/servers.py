@@ -70,7 +70,9 @@ class ParameterServers(_Client):
     def whole(self, name: str, answer: dict[str, Any]) -> Exchanged:
         """The vector of which shard 0 has answered its slice."""
         version, values = self.read(name, answer["version"], answer["values"], answer["order"], policies=False)
-        return Exchanged(version, answer["updates"], values, answer.get("dropped", False), answer["moments"], answer.get("status", {}))
+        return Exchanged(
+            version, answer["updates"], values, answer.get("dropped", False), answer["moments"], answer.get("status", {})
+        )
 
     def read(self, name: str, version: int, first: Tensor, order: list[Any], *, policies: bool) -> tuple[int, Tensor]:
         """(version, values) of which shard 0 has `first`; a newer version where the others don't keep that one any more."""

@@ -118,7 +118,10 @@ class ReplayTable:
         for name, ring in self.rings.items():
             if name != "rows":
                 drawn[name] = ring[slot, start, copy][None]
-        drawn |= {"place": (places + self.laps(slot) * len(self.rings["rows"]) * self.items)[None], "weight": weights.astype(np.float32)[None]}
+        drawn |= {
+            "place": (places + self.laps(slot) * len(self.rings["rows"]) * self.items)[None],
+            "weight": weights.astype(np.float32)[None],
+        }
         return {name: torch.from_numpy(x.reshape(x.shape[0], updates, batch, *x.shape[2:])) for name, x in drawn.items()}
 
     def set_priorities(self, places: Tensor, priorities: Tensor) -> None:

@@ -47,7 +47,8 @@ def test_with_one_learner_it_is_bulk_synchronous_training(tmp_path, run, sync):
     for mode in lines:
         assert lines[mode][-1]["env_steps"] == 240
     returns = {
-        mode: [(line["env_steps"], line["evaluate/return_mean"]) for line in lines[mode] if "evaluate/return_mean" in line] for mode in lines
+        mode: [(line["env_steps"], line["evaluate/return_mean"]) for line in lines[mode] if "evaluate/return_mean" in line]
+        for mode in lines
     }
     assert [value for _, value in returns[sync]][-1] == pytest.approx(returns["bsp"][-1][1], rel=1e-6)
 

@@ -113,7 +113,15 @@ def test_every_update_is_applied_once_on_all_shards_and_every_read_is_whole(data
 
 
 def exchange(servers, learner, sequence, gradient, **options):
-    return servers.exchange("a", learner, sequence, torch.as_tensor(gradient), options.get("part", -1), (options.get("base", 0), options.get("base", 0)), None)
+    return servers.exchange(
+        "a",
+        learner,
+        sequence,
+        torch.as_tensor(gradient),
+        options.get("part", -1),
+        (options.get("base", 0), options.get("base", 0)),
+        None,
+    )
 
 
 def defined(shards, size=4, spec=SGD, policies=None, parts=None):
@@ -179,7 +187,8 @@ def test_while_a_checkpoint_is_written_updates_wait():
     servers.hold()
     waiting = shards[0].commit("a", 0, 0, torch.ones(4), -1, (0, 0), None)
     counted = shards[0].learned("a", 0, 0, 5)
-    assert not waiting.done() and not counted.done()
+    assert not waiting.done()
+    assert not counted.done()
     assert servers.latest("a").version == 0
     servers.release(1)
     assert waiting.value()["version"] == 1

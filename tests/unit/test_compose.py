@@ -8,9 +8,9 @@ import pytest
 import marl_hpc
 from marl_hpc import algorithms, paradigms
 from marl_hpc.algorithms.ppo import PPO, PPOConfig
+from marl_hpc.building import make_env
 from marl_hpc.compose import compose, from_record
 from marl_hpc.config import Config, ConfigError, Rollout, fingerprint, validate
-from marl_hpc.building import make_env
 
 
 def test_defaults_are_the_dataclasses_and_the_first_choices():

@@ -5,9 +5,9 @@ import torch
 from rigs import inline
 
 from marl_hpc.agents import IndependentAgent
+from marl_hpc.building import Builder
 from marl_hpc.roles import learner as learner_module
 from marl_hpc.storage.fragments import row_dtype, unpack
-from marl_hpc.building import Builder
 
 AGENTS = ("x_0", "x_1", "y_0", "y_1")
 BOARD = ("paradigm=independent", "groups=separate", "env.name=rigs.games:board", "env.masked=true", "algorithm.gru=4")

@@ -84,7 +84,8 @@ def test_what_a_lost_learner_held_is_issued_again_first_and_its_late_word_counts
     again = items(shard.lease("a", 1, 2, 0))
     assert again == lost == [(0, 0, 0), (0, 1, 0)]
     shard.acknowledge("a", 0, lost)  # learner 0's lease has ended
-    assert insert(shard, 0, 3) is True and parked(insert(shard, 0, 4))
+    assert insert(shard, 0, 3) is True
+    assert parked(insert(shard, 0, 4))
     shard.acknowledge("a", 1, again)
     shard.acknowledge("a", 1, again)
     assert items(shard.lease("a", 0, 5, 0)) == [(0, 2, 0), (0, 3, 0), (0, 4, 0)]
@@ -118,7 +119,8 @@ def test_at_the_end_nobody_waits():
     writer = insert(shard, 0, 2)
     shard.lease("a", 0, 1, 0)
     reader = shard.lease("a", 0, 1, 0)
-    assert parked(writer) and parked(reader)
+    assert parked(writer)
+    assert parked(reader)
     shard.end()
     assert value(writer) is True
     assert value(reader) == []
@@ -130,7 +132,8 @@ def test_an_error_message_can_say_who_has_what():
     shard.lease("a", 1, 1, 0)
     text = shard.describe()
     assert "a: 1 items queued, 1 with learners [1]" in text
-    assert "rollout/0 delivered 0" in text and "rollout/3 delivered 1" in text
+    assert "rollout/0 delivered 0" in text
+    assert "rollout/3 delivered 1" in text
 
 
 def test_replay_takes_every_fragment_in_and_items_carry_no_rows():
