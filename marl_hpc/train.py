@@ -30,6 +30,7 @@ from marl_hpc.config import Config, ConfigError
 from marl_hpc.keyed_random import GROUP, integer
 from marl_hpc.metrics import Clock
 from marl_hpc.policies import load_networks
+from marl_hpc.roles.acting import OwnPolicies
 from marl_hpc.roles.clients import DatasetClient, ParameterClient
 from marl_hpc.roles.dataset import DatasetShard
 from marl_hpc.roles.learner import Learner, Replica
@@ -209,9 +210,8 @@ class Rank:
         waves = -(-share // EVALUATION_COPIES)
         return RolloutWorker(
             config, index, workers, make_env(config, config.rollout.envs), make_env(config, -(-share // waves)),
-            self.plans, self.build_policies(),
-            ParameterClient(parameters, self.world, clock), DatasetClient(dataset, self.world, clock, config.rollout.envs),
-            self.schedule, self.world, clock,
+            self.plans, OwnPolicies(self.build_policies(), ParameterClient(parameters, self.world, clock).pull),
+            DatasetClient(dataset, self.world, clock, config.rollout.envs), self.schedule, self.world, clock,
         )  # fmt: skip
 
     def build_policies(self) -> dict[str, PolicyNetwork]:
@@ -257,7 +257,7 @@ def evaluate_run(run_dir: Path, options: list[str]) -> str:
         raise ConfigError(f"episodes={known['episodes']} must be 1 or more")
     batch = make_env(replace(config, env=env), min(EVALUATION_COPIES, known["episodes"]))
     try:
-        policies = list(load_networks(run_dir).values())
+        policies = OwnPolicies(load_networks(run_dir))
     except FileNotFoundError as error:
         raise ConfigError(str(error)) from error
     results = play(batch, policies, range(known["episodes"]), seed=known["seed"], greedy=known["greedy"])
