@@ -64,9 +64,13 @@ class OwnPolicies:
         pulled = self.pull(version)
         if isinstance(pulled, int):
             return pulled
-        for name, values in pulled.items():
-            load_flat(self.policies[name], values)
+        self.load(pulled)
         return None
+
+    def load(self, values: Mapping[str, Tensor]) -> None:
+        """Fill these policies from their flat parameters."""
+        for name, flat in values.items():
+            load_flat(self.policies[name], flat)
 
     def act(self, questions: Mapping[str, Question]) -> dict[str, Answer]:
         return {name: answer(self.policies[name], question) for name, question in questions.items()}
