@@ -10,6 +10,8 @@ import json
 import os
 import threading
 import traceback
+from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -30,8 +32,10 @@ from marl_hpc.config import Config, ConfigError
 from marl_hpc.keyed_random import GROUP, integer
 from marl_hpc.metrics import Clock
 from marl_hpc.policies import load_networks
-from marl_hpc.roles.clients import DatasetClient, ParameterClient
+from marl_hpc.roles.acting import Inference, OwnPolicies
+from marl_hpc.roles.clients import DatasetClient, InferenceClient, ParameterClient
 from marl_hpc.roles.dataset import DatasetShard
+from marl_hpc.roles.inference import InferenceServer
 from marl_hpc.roles.learner import Learner, Replica
 from marl_hpc.roles.parameter import ParameterShard
 from marl_hpc.roles.play import play
@@ -83,6 +87,7 @@ class Rank:
             "rollout": self.roll_out,
             "parameter": self.shard,
             "dataset": self.shard,
+            "inference": self.infer,
             "inline": self.inline,
         }[kind]()
         self.world.report(self.clock, final=True)
@@ -93,7 +98,7 @@ class Rank:
         start = self.world._wait(f"start/{self.world.generation}", "the start of this generation")
         return (Path(start["checkpoint"]), Manifest(**start["manifest"])) if start else None
 
-    # the four roles, each with handles of its peers
+    # the roles, each with handles of its peers
 
     def learn(self) -> int:
         parameters, dataset = self.world.peers("parameter"), self.world.peers("dataset")
@@ -102,26 +107,15 @@ class Rank:
         return self.end_learning(learner, learner.run())
 
     def roll_out(self) -> int:
-        parameters, dataset = self.world.peers("parameter"), self.world.peers("dataset")
+        parameters, dataset, inference = (self.world.peers(kind) for kind in ("parameter", "dataset", "inference"))
         with self.world.allowing(self.start_s):  # many copies of a slow environment take their time
-            worker = self.build_worker(self.world.index, parameters, dataset, self.clock)
+            worker = self.build_worker(self.world.index, parameters, dataset, self.clock, inference)
         worker.run()
         return STOPPED if self.world.stopping and not self.world.training_ended else DONE
 
     def shard(self) -> int:
         kind, _, index = self.world.role.partition("/")
-        shard = self.build_parameter(int(index)) if kind == "parameter" else self.build_dataset(int(index))
-        ended = threading.Event()
-
-        def hear() -> None:
-            shard.close()
-            if self.world.training_ended:
-                ended.set()
-
-        self.world.listeners.append(hear)
-        if self.world.stopping or self.world.training_ended:
-            hear()  # it came before anybody listened
-        self.world.serve(shard, shard.handlers)
+        ended = self.serve(self.build_parameter(int(index)) if kind == "parameter" else self.build_dataset(int(index)))
         while True:
             with self.clock.waiting("calls"):
                 if ended.wait(1.0):
@@ -130,6 +124,33 @@ class Rank:
             self.world.report(self.clock)
         return STOPPED if self.world.stopping else DONE
 
+    def infer(self) -> int:
+        with self.world.allowing(self.start_s):  # a GPU's context, large policies
+            server = self.build_inference(self.world.index, self.world.peers("parameter"), self.clock)
+        ended = self.serve(server)
+        while not ended.is_set():
+            server.wait(1.0)
+            server.step()
+            self.world.stamp()
+            self.world.report(self.clock)
+        print(server.describe(), flush=True)
+        return STOPPED if self.world.stopping else DONE
+
+    def serve(self, role: ParameterShard | DatasetShard | InferenceServer) -> threading.Event:
+        """Let peers call the role until a stop or the end of training closes it; set when training has ended and nobody needs it."""
+        ended = threading.Event()
+
+        def hear() -> None:
+            role.close()
+            if self.world.training_ended:
+                ended.set()
+
+        self.world.listeners.append(hear)
+        if self.world.stopping or self.world.training_ended:
+            hear()  # it came before anybody listened
+        self.world.serve(role, role.handlers)
+        return ended
+
     def inline(self) -> int:
         """All roles in this process, taking turns: what one calls, the other answers at once."""
         shards = {
@@ -137,10 +158,14 @@ class Rank:
             "dataset": [self.build_dataset(i) for i in range(self.counts["dataset"])],
         }
         peers: dict[str, list[Peer]] = {k: [LocalPeer(f"{k}/{i}", s) for i, s in enumerate(v)] for k, v in shards.items()}
+        servers = [self.build_inference(i, peers["parameter"], Clock(), alone=True) for i in range(self.counts["inference"])]
+        inference: list[Peer] = [LocalPeer(f"inference/{i}", server) for i, server in enumerate(servers)]
         clocks = [Clock() for _ in range(self.counts["rollout"])]
         with self.world.allowing(self.start_s * len(clocks)):
             learner = self.build_learner(0, peers["parameter"], peers["dataset"])
-            workers = [self.build_worker(i, peers["parameter"], peers["dataset"], clock) for i, clock in enumerate(clocks)]
+            workers = [
+                self.build_worker(i, peers["parameter"], peers["dataset"], clock, inference) for i, clock in enumerate(clocks)
+            ]
         learner.publish()
         learning = True
         while learning:
@@ -203,25 +228,41 @@ class Rank:
             learner.resume(self.resumed[0])
         return learner
 
-    def build_worker(self, index: int, parameters: list[Peer], dataset: list[Peer], clock: Clock) -> RolloutWorker:
+    def build_inference(self, index: int, parameters: list[Peer], clock: Clock, *, alone: bool = False) -> InferenceServer:
+        device = torch.device(self.job["devices"][self.world.rank])
+        policies = {name: policy.to(device) for name, policy in self.build_policies().items()}
+        workers = len([w for w in range(self.counts["rollout"]) if w % self.counts["inference"] == index])
+        client = ParameterClient(parameters, self.world, clock)
+        return InferenceServer(index, policies, client, workers, self.config.inference, clock, alone=alone)
+
+    def build_acting(self, index: int, parameters: list[Peer], inference: Sequence[Peer], clock: Clock) -> Inference:
+        """What a rollout worker acts by."""
+        if inference:
+            peer = inference[index % len(inference)]
+            return InferenceClient(peer, index, self.build_policies(outlines=True), self.world, clock)
+        return OwnPolicies(self.build_policies(), ParameterClient(parameters, self.world, clock).pull)
+
+    def build_worker(
+        self, index: int, parameters: list[Peer], dataset: list[Peer], clock: Clock, inference: Sequence[Peer] = ()
+    ) -> RolloutWorker:
         config, workers = self.config, self.counts["rollout"]
         share = -(-max(config.evaluate.episodes, config.evaluate.final_episodes) // workers)
         waves = -(-share // EVALUATION_COPIES)
         return RolloutWorker(
             config, index, workers, make_env(config, config.rollout.envs), make_env(config, -(-share // waves)),
-            self.plans, self.build_policies(),
-            ParameterClient(parameters, self.world, clock), DatasetClient(dataset, self.world, clock, config.rollout.envs),
-            self.schedule, self.world, clock,
+            self.plans, self.build_acting(index, parameters, inference, clock),
+            DatasetClient(dataset, self.world, clock, config.rollout.envs), self.schedule, self.world, clock,
         )  # fmt: skip
 
-    def build_policies(self) -> dict[str, PolicyNetwork]:
-        """Every policy of the run; a version that is pulled fills them."""
+    def build_policies(self, *, outlines: bool = False) -> dict[str, PolicyNetwork]:
+        """Every policy of the run; a version that is pulled fills them. `outlines` have shapes and no numbers."""
         dtype = getattr(torch, self.config.dtype)
-        return {
-            name: build_policy(groups, plan.algorithm.network(plan.options, plan.interface)).to(dtype)
-            for plan in self.plans
-            for name, groups in plan.interface.policies.items()
-        }
+        with torch.device("meta") if outlines else nullcontext():
+            return {
+                name: build_policy(groups, plan.algorithm.network(plan.options, plan.interface)).to(dtype)
+                for plan in self.plans
+                for name, groups in plan.interface.policies.items()
+            }
 
     def end_learning(self, learner: Learner, finished: bool) -> int:
         """Leave word of the result, and let the others go."""
@@ -257,7 +298,7 @@ def evaluate_run(run_dir: Path, options: list[str]) -> str:
         raise ConfigError(f"episodes={known['episodes']} must be 1 or more")
     batch = make_env(replace(config, env=env), min(EVALUATION_COPIES, known["episodes"]))
     try:
-        policies = list(load_networks(run_dir).values())
+        policies = OwnPolicies(load_networks(run_dir))
     except FileNotFoundError as error:
         raise ConfigError(str(error)) from error
     results = play(batch, policies, range(known["episodes"]), seed=known["seed"], greedy=known["greedy"])

@@ -26,6 +26,10 @@ class Pending(Protocol):
         is gone."""
         ...
 
+    def then(self, call: Callable[[], None]) -> None:
+        """Call this once `wait` wouldn't wait any more, in whichever thread; at once where that is so already."""
+        ...
+
 
 class Peer(Protocol):
     name: str
@@ -53,6 +57,12 @@ class _Answer:
         if not self.value.done():
             raise RuntimeError(f"{self.name} parked a call in a world of one process, where nobody could settle it: {describe()}")
         return self.value.value()
+
+    def then(self, call: Callable[[], None]) -> None:
+        if isinstance(self.value, Future):
+            self.value.add_done_callback(lambda _: call())
+        else:
+            call()
 
 
 class Parking:

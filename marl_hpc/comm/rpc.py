@@ -188,3 +188,6 @@ class _RpcPending:
             if "On WorkerInfo(" in str(error) or "PermissionError" in str(error):
                 raise  # the handler's own exception, or its refusal; anything else is the connection's
             raise PeerLost(f"{self.name} is gone: {str(error).splitlines()[0]}") from error
+
+    def then(self, call: Callable[[], None]) -> None:
+        self.future.add_done_callback(lambda _: call())
