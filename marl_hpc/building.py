@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -19,10 +20,12 @@ from marl_hpc.comm.world import World
 from marl_hpc.config import Config
 from marl_hpc.keyed_random import GROUP, integer
 from marl_hpc.metrics import Clock
+from marl_hpc.roles.acting import Inference, OwnPolicies
 from marl_hpc.roles.asynchronous import AsynchronousLearner, AsynchronousWorker, Share
-from marl_hpc.roles.clients import DatasetClient, ParameterClient
+from marl_hpc.roles.clients import DatasetClient, InferenceClient, ParameterClient
 from marl_hpc.roles.coordinator import Coordinator
 from marl_hpc.roles.dataset import DatasetShard
+from marl_hpc.roles.inference import InferenceServer
 from marl_hpc.roles.learner import Learner, Replica
 from marl_hpc.roles.parameter import OptimizingShard, ParameterShard
 from marl_hpc.roles.recorder import AsynchronousRecorder, Recorder
@@ -111,29 +114,44 @@ class Builder:
     def recorder(self, kind: type) -> Any:
         return kind(self.config, self.run_dir, self.spec, self.schedule, self.world, self.resumed[1] if self.resumed else None)
 
-    def worker(self, index: int, parameters: list[Peer], dataset: list[Peer], clock: Clock) -> RolloutWorker:
-        handles = (
-            ParameterClient(parameters, self.world, clock), DatasetClient(dataset, self.world, clock, self.config.rollout.envs),
-        )  # fmt: skip
-        return self.worker_of(RolloutWorker, index, handles, clock)
+    def worker(
+        self, index: int, parameters: list[Peer], dataset: list[Peer], clock: Clock, inference: Sequence[Peer] = ()
+    ) -> RolloutWorker:
+        data = DatasetClient(dataset, self.world, clock, self.config.rollout.envs)
+        return RolloutWorker(
+            *self.collecting(index), self.acting(index, parameters, inference, clock), data, self.schedule, self.world, clock
+        )
 
-    def worker_of(self, kind: type, index: int, handles: tuple[Any, Any], clock: Clock) -> Any:
+    def collecting(self, index: int) -> tuple[Config, int, int, EnvBatch, EnvBatch, list[paradigms.Plan]]:
+        """What a worker collects with: configuration, its number and how many there are, environments, interfaces."""
         config, workers = self.config, self.counts["rollout"]
         share = -(-max(config.evaluate.episodes, config.evaluate.final_episodes) // workers)
         waves = -(-share // EVALUATION_COPIES)
-        return kind(
-            config, index, workers, make_env(config, config.rollout.envs), make_env(config, -(-share // waves)),
-            self.plans, self.policies(), *handles, self.schedule, self.world, clock,
-        )  # fmt: skip
+        return config, index, workers, make_env(config, config.rollout.envs), make_env(config, -(-share // waves)), self.plans
 
-    def policies(self) -> dict[str, PolicyNetwork]:
-        """Every policy of the run; a version that is pulled fills them."""
+    def acting(self, index: int, parameters: list[Peer], inference: Sequence[Peer], clock: Clock) -> Inference:
+        """What a rollout worker acts by."""
+        if inference:
+            peer = inference[index % len(inference)]
+            return InferenceClient(peer, index, self.policies(outlines=True), self.world, clock)
+        return OwnPolicies(self.policies(), ParameterClient(parameters, self.world, clock).pull)
+
+    def inference(self, index: int, parameters: list[Peer], clock: Clock, *, alone: bool = False) -> InferenceServer:
+        device = torch.device(self.job["devices"][self.world.rank])
+        policies = {name: policy.to(device) for name, policy in self.policies().items()}
+        workers = len([w for w in range(self.counts["rollout"]) if w % self.counts["inference"] == index])
+        client = ParameterClient(parameters, self.world, clock)
+        return InferenceServer(index, policies, client, workers, self.config.inference, clock, alone=alone)
+
+    def policies(self, *, outlines: bool = False) -> dict[str, PolicyNetwork]:
+        """Every policy of the run; a version that is pulled fills them. `outlines` have shapes and no numbers."""
         dtype = getattr(torch, self.config.dtype)
-        return {
-            name: build_policy(groups, plan.algorithm.network(plan.options, plan.interface)).to(dtype)
-            for plan in self.plans
-            for name, groups in plan.interface.policies.items()
-        }
+        with torch.device("meta") if outlines else nullcontext():
+            return {
+                name: build_policy(groups, plan.algorithm.network(plan.options, plan.interface)).to(dtype)
+                for plan in self.plans
+                for name, groups in plan.interface.policies.items()
+            }
 
 
 class AsynchronousBuilder(Builder):
@@ -177,11 +195,13 @@ class AsynchronousBuilder(Builder):
             learner.resume(self.resumed[0])
         return learner
 
-    def worker(self, index: int, parameters: list[Peer], dataset: list[Peer], clock: Clock) -> RolloutWorker:
-        handles = (
-            ParameterServers(parameters, self.world, clock), DatasetServers(dataset, self.world, clock, self.config.rollout.envs),
-        )  # fmt: skip
-        return self.worker_of(AsynchronousWorker, index, handles, clock)
+    def worker(
+        self, index: int, parameters: list[Peer], dataset: list[Peer], clock: Clock, inference: Sequence[Peer] = ()
+    ) -> AsynchronousWorker:
+        data = DatasetServers(dataset, self.world, clock, self.config.rollout.envs)
+        worker = AsynchronousWorker(*self.collecting(index), OwnPolicies(self.policies()), data, self.schedule, self.world, clock)
+        worker.parameters = ParameterServers(parameters, self.world, clock)
+        return worker
 
 
 def builder_of(config: Config) -> type[Builder]:

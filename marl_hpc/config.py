@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from typing import Any
 
 
@@ -37,6 +37,7 @@ class Roles:
     rollout: int | None = None
     parameter: int | None = None
     dataset: int | None = None
+    inference: int = 0  # 0: each rollout worker acts with its own copy of the policies
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,6 +45,14 @@ class Rollout:
     envs: int = 16  # copies of the environment per rollout worker
     fragment: int = 100  # steps of each copy in one fragment
     max_lag: int = 1  # 0: strict lockstep; 1: fragment k+1 is collected with version k while the learner works on fragment k
+
+
+@dataclass(frozen=True, kw_only=True)
+class Inference:
+    """How an inference role gathers what rollout workers ask it."""
+
+    max_batch: int = 1024  # observations of agents in one forward pass; a single worker's larger question is answered whole
+    max_wait_ms: float = 2.0  # how long the first question waits for others; not at all when nobody else could ask
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -122,6 +131,7 @@ class Config:
     groups: Any = "shared"
     roles: Roles = field(default_factory=Roles)
     rollout: Rollout = field(default_factory=Rollout)
+    inference: Inference = field(default_factory=Inference)
     checkpoint: Checkpoint = field(default_factory=Checkpoint)
     evaluate: Evaluate = field(default_factory=Evaluate)
     cluster: Cluster = field(default_factory=Cluster)
@@ -147,7 +157,7 @@ CHOICES = {
 POSITIVE = (
     "budget.env_steps", "rollout.envs", "rollout.fragment", "checkpoint.every_steps", "checkpoint.keep", "evaluate.every_steps",
     "evaluate.episodes", "evaluate.final_episodes", "timeouts.scale", "timeouts.start_s", "timeouts.step_s", "timeouts.wait_s",
-    "timeouts.checkpoint_s", "timeouts.collective_s", "timeouts.node_s", "run.grace_s", "faults.window_s",
+    "timeouts.checkpoint_s", "timeouts.collective_s", "timeouts.node_s", "run.grace_s", "faults.window_s", "inference.max_batch",
 )  # fmt: skip
 
 
@@ -171,10 +181,24 @@ def validate(config: Config) -> Config:
     if config.rollout.max_lag not in (0, 1):
         raise ConfigError(f"rollout.max_lag={config.rollout.max_lag} is not a choice; 0 (strict lockstep) or 1 (overlap)")
     check_sync(config.sync)
+    if config.sync.name != "bsp" and config.roles.inference:
+        raise ConfigError(
+            f"roles.inference={config.roles.inference} acts by one version of all policies, which sync={config.sync.name} doesn't have; "
+            "set roles.inference=0 or sync=bsp"
+        )
     for role in ("learner", "rollout", "parameter", "dataset"):
         count = getattr(config.roles, role)
         if count is not None and count < 1:
             raise ConfigError(f"roles.{role}={count}: every role needs at least one rank; leave it unset or give 1 or more")
+    if config.roles.inference < 0:
+        raise ConfigError(f"roles.inference={config.roles.inference} must be 0 (rollout workers act by themselves) or more")
+    if not config.inference.max_wait_ms >= 0:
+        raise ConfigError(f"inference.max_wait_ms={config.inference.max_wait_ms} must be 0 (answer at once) or more")
+    if config.roles.inference == 0 and config.inference != Inference():
+        set_ = [f"inference.{f.name}" for f in fields(Inference) if getattr(config.inference, f.name) != f.default]
+        raise ConfigError(
+            f"{', '.join(set_)} needs an inference role, and roles.inference=0; set roles.inference=1, or leave it out"
+        )
     slowest = max(("start_s", "step_s", "checkpoint_s"), key=lambda key: getattr(config.timeouts, key))
     needed_s = (config.faults.limit + 1) * getattr(config.timeouts, slowest)
     if config.faults.window_s < needed_s:
@@ -211,6 +235,8 @@ def fingerprint(config: Config) -> str:
     Where and how long to run, with how many ranks, and how to log or evaluate may change from one attempt to the next.
     """
     record = asdict(config)
-    for key in ("run", "budget", "roles", "cluster", "timeouts", "faults", "logger", "evaluate", "checkpoint", "world", "device"):
+    for key in (
+        "run", "budget", "roles", "inference", "cluster", "timeouts", "faults", "logger", "evaluate", "checkpoint", "world", "device",
+    ):  # fmt: skip
         del record[key]
     return hashlib.sha256(json.dumps(record, sort_keys=True).encode()).hexdigest()[:16]

@@ -28,7 +28,11 @@ from marl_hpc.compose import from_record
 from marl_hpc.config import Config, ConfigError
 from marl_hpc.metrics import Clock
 from marl_hpc.policies import load_networks
+from marl_hpc.roles.acting import OwnPolicies
+from marl_hpc.roles.dataset import DatasetShard
+from marl_hpc.roles.inference import InferenceServer
 from marl_hpc.roles.learner import Learner
+from marl_hpc.roles.parameter import ParameterShard
 from marl_hpc.roles.play import play
 from marl_hpc.roles.recorder import summarize_episodes
 from marl_hpc.storage.checkpoint import Manifest
@@ -66,6 +70,7 @@ class Rank:
             "rollout": self.roll_out,
             "parameter": self.shard,
             "dataset": self.shard,
+            "inference": self.infer,
             "inline": self.inline,
         }[kind]()
         self.world.report(self.clock, final=True)
@@ -76,7 +81,7 @@ class Rank:
         start = self.world._wait(f"start/{self.world.generation}", "the start of this generation")
         return (Path(start["checkpoint"]), Manifest(**start["manifest"])) if start else None
 
-    # the four roles, each with handles of its peers
+    # the roles, each with handles of its peers
 
     def learn(self) -> int:
         parameters, dataset = self.world.peers("parameter"), self.world.peers("dataset")
@@ -85,26 +90,15 @@ class Rank:
         return self.end_learning(learner, learner.run())
 
     def roll_out(self) -> int:
-        parameters, dataset = self.world.peers("parameter"), self.world.peers("dataset")
+        parameters, dataset, inference = (self.world.peers(kind) for kind in ("parameter", "dataset", "inference"))
         with self.world.allowing(self.start_s):  # many copies of a slow environment take their time
-            worker = self.builder.worker(self.world.index, parameters, dataset, self.clock)
+            worker = self.builder.worker(self.world.index, parameters, dataset, self.clock, inference)
         worker.run()
         return STOPPED if self.world.stopping and not self.world.training_ended else DONE
 
     def shard(self) -> int:
         kind, _, index = self.world.role.partition("/")
-        shard = self.builder.parameter(int(index)) if kind == "parameter" else self.builder.dataset(int(index))
-        ended = threading.Event()
-
-        def hear() -> None:
-            shard.close()
-            if self.world.training_ended:
-                ended.set()
-
-        self.world.listeners.append(hear)
-        if self.world.stopping or self.world.training_ended:
-            hear()  # it came before anybody listened
-        self.world.serve(shard, shard.handlers)
+        ended = self.serve(self.builder.parameter(int(index)) if kind == "parameter" else self.builder.dataset(int(index)))
         while True:
             with self.clock.waiting("calls"):
                 if ended.wait(1.0):
@@ -113,6 +107,33 @@ class Rank:
             self.world.report(self.clock)
         return STOPPED if self.world.stopping else DONE
 
+    def infer(self) -> int:
+        with self.world.allowing(self.start_s):  # a GPU's context, large policies
+            server = self.builder.inference(self.world.index, self.world.peers("parameter"), self.clock)
+        ended = self.serve(server)
+        while not ended.is_set():
+            server.wait(1.0)
+            server.step()
+            self.world.stamp()
+            self.world.report(self.clock)
+        print(server.describe(), flush=True)
+        return STOPPED if self.world.stopping else DONE
+
+    def serve(self, role: ParameterShard | DatasetShard | InferenceServer) -> threading.Event:
+        """Let peers call the role until a stop or the end of training closes it; set when training has ended and nobody needs it."""
+        ended = threading.Event()
+
+        def hear() -> None:
+            role.close()
+            if self.world.training_ended:
+                ended.set()
+
+        self.world.listeners.append(hear)
+        if self.world.stopping or self.world.training_ended:
+            hear()  # it came before anybody listened
+        self.world.serve(role, role.handlers)
+        return ended
+
     def inline(self) -> int:
         """All roles in this process, taking turns: what one calls, the other answers at once."""
         shards = {
@@ -120,10 +141,14 @@ class Rank:
             "dataset": [self.builder.dataset(i) for i in range(self.counts["dataset"])],
         }
         peers: dict[str, list[Peer]] = {k: [LocalPeer(f"{k}/{i}", s) for i, s in enumerate(v)] for k, v in shards.items()}
+        servers = [self.builder.inference(i, peers["parameter"], Clock(), alone=True) for i in range(self.counts["inference"])]
+        inference: list[Peer] = [LocalPeer(f"inference/{i}", server) for i, server in enumerate(servers)]
         clocks = [Clock() for _ in range(self.counts["rollout"])]
         with self.world.allowing(self.start_s * len(clocks)):
             learner = self.builder.learner(0, peers["parameter"], peers["dataset"])
-            workers = [self.builder.worker(i, peers["parameter"], peers["dataset"], clock) for i, clock in enumerate(clocks)]
+            workers = [
+                self.builder.worker(i, peers["parameter"], peers["dataset"], clock, inference) for i, clock in enumerate(clocks)
+            ]
         learner.start()
         learning = True
         while learning:
@@ -166,7 +191,7 @@ def evaluate_run(run_dir: Path, options: list[str]) -> str:
         raise ConfigError(f"episodes={known['episodes']} must be 1 or more")
     batch = make_env(replace(config, env=env), min(EVALUATION_COPIES, known["episodes"]))
     try:
-        policies = list(load_networks(run_dir).values())
+        policies = OwnPolicies(load_networks(run_dir))
     except FileNotFoundError as error:
         raise ConfigError(str(error)) from error
     results = play(batch, policies, range(known["episodes"]), seed=known["seed"], greedy=known["greedy"])

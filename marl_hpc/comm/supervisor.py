@@ -24,6 +24,7 @@ from marl_hpc.comm.zygote import FAILED, LOST, SIGNALS, Stamp, Zygote
 from marl_hpc.config import Config
 
 STOPPED = 75  # EX_TEMPFAIL
+SAVES_NOTHING = ("rollout", "inference")  # roles that a checkpoint can do without
 SETTLE_S = 5.0  # how long role processes of an old generation, or a peer's supervisor, get before we act
 
 
@@ -248,7 +249,7 @@ class Supervisor:
             return
         if "control/stop" in self.control:
             self._end(child.rank, STOPPED, child.generation)
-            if not child.role.startswith("rollout"):
+            if not child.role.startswith(SAVES_NOTHING):
                 self.store.set_default("control/abandoned", f"rank {child.rank} ({child.role}) {text} while stopping")
             return
         if self._too_many(child.rank, text):
@@ -306,7 +307,7 @@ class Supervisor:
                 self._fault(child, "lost contact")
             elif gone_wrong or time.monotonic() > self.stop_deadline:
                 text = f"didn't stop within run.grace_s={self.config.run.grace_s:g}"
-                if not gone_wrong and not child.role.startswith("rollout"):
+                if not gone_wrong and not child.role.startswith(SAVES_NOTHING):
                     line = f"rank {child.rank} ({child.role}) {text}"
                     gone_wrong = self.store.set_default("control/abandoned", line)
                 self._kill(child, text)

@@ -25,7 +25,7 @@ from marl_hpc.comm.zygote import LOST, Stamp
 
 REPORT_EVERY_S = 2.0
 STOPPED = 75
-CORE = ("parameter", "dataset")
+CORE = ("parameter", "dataset", "inference")
 
 
 class StoppedJoining(Exception):

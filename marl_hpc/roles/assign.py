@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from typing import NamedTuple
 
 from marl_hpc.config import ConfigError, Roles
 
-KINDS = ("learner", "rollout", "parameter", "dataset")
+KINDS = ("learner", "rollout", "parameter", "dataset", "inference")
 
 
 class Role(NamedTuple):
@@ -22,12 +23,12 @@ def count_roles(roles: Roles, world_size: int | None) -> dict[str, int]:
     """How many ranks each role gets. `world_size` is what a launcher gave, None when we may start as many as are asked for.
 
     Unset roles share what is left: one parameter and one dataset shard for every 16 ranks, one learner for every 8, rollout workers
-    the rest. Raises ConfigError when the numbers can't be met.
+    the rest; there are inference roles only where they are asked for. Raises ConfigError when the numbers can't be met.
 
     >>> count_roles(Roles(), None)
-    {'learner': 1, 'rollout': 1, 'parameter': 1, 'dataset': 1}
-    >>> count_roles(Roles(), 16)
-    {'learner': 2, 'rollout': 12, 'parameter': 1, 'dataset': 1}
+    {'learner': 1, 'rollout': 1, 'parameter': 1, 'dataset': 1, 'inference': 0}
+    >>> count_roles(Roles(inference=1), 16)
+    {'learner': 2, 'rollout': 11, 'parameter': 1, 'dataset': 1, 'inference': 1}
     """
     asked = {kind: getattr(roles, kind) for kind in KINDS}
     if world_size is None:
@@ -36,12 +37,13 @@ def count_roles(roles: Roles, world_size: int | None) -> dict[str, int]:
         "learner": asked["learner"] or max(1, world_size // 8),
         "parameter": asked["parameter"] or max(1, world_size // 16),
         "dataset": asked["dataset"] or min(max(1, world_size // 16), asked["rollout"] or world_size),
+        "inference": roles.inference,
     }
     others = sum(counts.values())
     counts["rollout"] = asked["rollout"] or max(1, world_size - others)
     total = others + counts["rollout"]
     if total != world_size:
-        text = " + ".join(f"{counts[kind]} {kind}" for kind in KINDS)
+        text = " + ".join(f"{counts[kind]} {kind}" for kind in KINDS if counts[kind])
         rest = world_size - others
         advice = f"set roles.rollout={rest}" if rest > 0 else f"start at least {others + 1} ranks, or one rank with world=inline"
         raise ConfigError(f"roles ask for {total} ranks ({text}) but the launcher started {world_size}; {advice}")
@@ -49,9 +51,14 @@ def count_roles(roles: Roles, world_size: int | None) -> dict[str, int]:
 
 
 def _fed(counts: dict[str, int]) -> dict[str, int]:
+    """The counts, once it is checked that every role has somebody to serve."""
     if counts["dataset"] > counts["rollout"]:
         raise ConfigError(
             f"roles.dataset={counts['dataset']} but only {counts['rollout']} rollout workers write to them; set roles.dataset no higher than roles.rollout"
+        )
+    if counts["inference"] > counts["rollout"]:
+        raise ConfigError(
+            f"roles.inference={counts['inference']} but only {counts['rollout']} rollout workers ask them; set roles.inference no higher than roles.rollout"
         )
     return counts
 
@@ -59,10 +66,10 @@ def _fed(counts: dict[str, int]) -> dict[str, int]:
 def assign(counts: dict[str, int], hosts: Sequence[str], gpus: Sequence[int] | None = None) -> list[Role]:
     """The role of each rank; `hosts[rank]` is its host, `gpus[rank]` how many GPUs it sees.
 
-    Rank 0 is always learner 0; further learners take ranks with a GPU first. Shards are spread over hosts, beginning with the
-    learners'. Rollout workers are the rest, in rank order.
+    Rank 0 is always learner 0; further learners take ranks with a GPU first, then inference roles do. Those and shards are spread over
+    hosts, beginning with the learners'. Rollout workers are the rest, in rank order.
 
-    >>> [str(role) for role in assign(dict(learner=1, rollout=1, parameter=1, dataset=1), ["a"] * 4)]
+    >>> [str(role) for role in assign(dict(learner=1, rollout=1, parameter=1, dataset=1, inference=0), ["a"] * 4)]
     ['learner/0', 'rollout/0', 'parameter/0', 'dataset/0']
     """
     size = len(hosts)
@@ -73,12 +80,14 @@ def assign(counts: dict[str, int], hosts: Sequence[str], gpus: Sequence[int] | N
     for index, rank in enumerate(by_gpu[: counts["learner"]]):
         roles[rank] = Role("learner", index)
     order = list(dict.fromkeys([hosts[rank] for rank in roles] + list(hosts)))
-    for kind in ("dataset", "parameter"):
+    for kind in ("inference", "dataset", "parameter"):
         chosen: list[int] = []
         for index in range(counts[kind]):
             preferred = order[index % len(order) :] + order[: index % len(order)]
             # the last free rank of a host: with one host this keeps rollout workers next to the learners
-            rank = next(r for host in preferred for r in reversed(range(size)) if r not in roles and hosts[r] == host)
+            free = [r for host in preferred for r in reversed(range(size)) if r not in roles and hosts[r] == host]
+            with_gpu = [r for r in free if gpus[r]] if kind == "inference" else []
+            rank = (with_gpu or free)[0]
             chosen.append(rank)
             roles[rank] = Role(kind, index)
         roles |= {rank: Role(kind, index) for index, rank in enumerate(sorted(chosen))}
@@ -88,28 +97,32 @@ def assign(counts: dict[str, int], hosts: Sequence[str], gpus: Sequence[int] | N
 
 
 def place_on_gpus(roles: Sequence[str], hosts: Sequence[str], gpus: Sequence[Sequence[str]]) -> list[str]:
-    """A device for each rank: learners have a GPU of their own, everybody else the CPU. `gpus[rank]` names the GPUs it sees.
+    """A device for each rank; `gpus[rank]` names the GPUs it sees. Learners have a GPU of their own. Inference roles have the one that
+    the fewest use, a learner's if there is no other. Everybody else has the CPU.
 
     Raises ConfigError where there are too few: NCCL can't have two learners on one GPU, nor learners without any among others.
 
-    >>> place_on_gpus(["learner/0", "learner/1", "rollout/0"], ["a", "a", "a"], [["x", "y"]] * 3)
-    ['cuda:0', 'cuda:1', 'cpu']
+    >>> place_on_gpus(["learner/0", "learner/1", "rollout/0", "inference/0"], ["a"] * 4, [["x", "y", "z"]] * 4)
+    ['cuda:0', 'cuda:1', 'cpu', 'cuda:2']
     """
-    used: set[tuple[str, str]] = set()
+    used: Counter[tuple[str, str]] = Counter()
     devices = ["cpu"] * len(roles)
     learners = [rank for rank, role in enumerate(roles) if role.startswith("learner") or role == "inline"]
-    if not any(gpus[rank] for rank in learners):
-        return devices
-    for rank in learners:
-        free = [place for place, gpu in enumerate(gpus[rank]) if (hosts[rank], gpu) not in used]
+    for rank in learners if any(gpus[rank] for rank in learners) else []:
+        free = [place for place, gpu in enumerate(gpus[rank]) if not used[hosts[rank], gpu]]
         if not free:
             seen = f"sees {len(gpus[rank])} GPUs, all taken by other learners" if gpus[rank] else "sees no GPU, but others do"
             raise ConfigError(
                 f"rank {rank} ({roles[rank]}) on {hosts[rank]} {seen}; every learner needs one of its own: lower roles.learner, "
                 "start the ranks with more GPUs, or set device=cpu"
             )
-        used.add((hosts[rank], gpus[rank][free[0]]))
+        used[hosts[rank], gpus[rank][free[0]]] += 1
         devices[rank] = f"cuda:{free[0]}"
+    for rank in [rank for rank, role in enumerate(roles) if role.startswith("inference") and gpus[rank]]:
+        users = [used[hosts[rank], gpu] for gpu in gpus[rank]]
+        place = users.index(min(users))
+        used[hosts[rank], gpus[rank][place]] += 1
+        devices[rank] = f"cuda:{place}"
     return devices
 
 

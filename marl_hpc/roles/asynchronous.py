@@ -17,6 +17,7 @@ from marl_hpc.agents.interface import describe_non_finite
 from marl_hpc.config import Config
 from marl_hpc.keyed_random import MINIBATCH, integer
 from marl_hpc.metrics import Clock
+from marl_hpc.roles.acting import OwnPolicies
 from marl_hpc.roles.clients import Batch, Stopping, World
 from marl_hpc.roles.learner import export, prefixed
 from marl_hpc.roles.recorder import AsynchronousRecorder
@@ -200,7 +201,10 @@ class AsynchronousLearner:
 
 
 class AsynchronousWorker(RolloutWorker):
-    parameters: ParameterServers  # type: ignore[assignment]
+    """`parameters` is set by who builds it."""
+
+    parameters: ParameterServers
+    inference: OwnPolicies  # type: ignore[assignment]
     dataset: DatasetServers  # type: ignore[assignment]
 
     def step(self) -> bool:
@@ -239,8 +243,7 @@ class AsynchronousWorker(RolloutWorker):
             if plan.interface.name in found:
                 names = list(plan.interface.policies)
                 sizes = [sum(p.numel() for p in self.policies[name].parameters()) for name in names]
-                values = found[plan.interface.name].split(sizes)
-                self.load(dict(zip(names, values, strict=True)), 0)
+                self.inference.load(dict(zip(names, found[plan.interface.name].split(sizes), strict=True)))
 
     def evaluate_pinned(self, pin: str, number: int, episodes: int) -> None:
         found, _ = self.parameters.pinned(pin)

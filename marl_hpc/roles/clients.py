@@ -1,8 +1,9 @@
-"""Shards as one: what learners and rollout workers call. A policy is cut over the parameter shards; a worker has one dataset shard."""
+"""Shards as one: what learners and rollout workers call. A policy is cut over the parameter shards; a worker has one dataset shard, and
+one inference role where there are any."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from itertools import pairwise
 from pathlib import Path
@@ -11,8 +12,10 @@ from typing import Any, NamedTuple, Protocol
 import torch
 from torch import Tensor
 
+from marl_hpc.actors import PolicyNetwork
 from marl_hpc.comm.peers import Peer, Pending
 from marl_hpc.metrics import Clock
+from marl_hpc.roles.acting import Answer, Question
 from marl_hpc.roles.parameter import slices
 from marl_hpc.types import ReplayConfig
 
@@ -95,7 +98,14 @@ class ParameterClient(_Client):
 
     def pull(self, version: int) -> dict[str, Tensor] | int:
         """{policy: flat parameters} of exactly this version, waiting for it; or the final version when training ended before."""
-        calls = [peer.call("pull", version) for peer in self.peers]
+        return self.take(self.ask(version), version)
+
+    def ask(self, version: int) -> list[Pending]:
+        """The beginning of `pull`: a call to each shard."""
+        return [peer.call("pull", version) for peer in self.peers]
+
+    def take(self, calls: Sequence[Pending], version: int) -> dict[str, Tensor] | int:
+        """The end of `pull`."""
 
         def describe() -> str:
             return f"version {version} of the policies wasn't published in {self.world.patience_s:.0f} s; are the learners alive?"
@@ -210,3 +220,30 @@ class DatasetClient(_Client):
         return (
             f"{peer.name} gave nothing in {self.world.patience_s:.0f} s: {state}; a slow environment needs a larger timeouts.scale"
         )
+
+
+class InferenceClient(_Client):
+    """An inference role as the policies that a worker acts by; see `roles.acting.Inference`."""
+
+    def __init__(self, peer: Peer, worker: int, policies: Mapping[str, PolicyNetwork], world: World, clock: Clock) -> None:
+        """`policies` have groups and shapes, and no numbers."""
+        super().__init__([peer], world, clock)
+        self.worker, self.policies = worker, policies
+        self.version: int | None = None
+
+    def turn_to(self, version: int) -> int | None:
+        answer = self._call("a version of the policies", "turn_to", self.worker, version)
+        self.version = None if "final" in answer else version
+        return answer.get("final")
+
+    def act(self, questions: Mapping[str, Question]) -> dict[str, Answer]:
+        asked = {name: tuple(question) for name, question in questions.items()}
+        return {name: Answer(*said) for name, said in self._call("inference", "act", self.worker, self.version, asked).items()}
+
+    def _call(self, what: str, method: str, *arguments: Any) -> Any:
+        return self._wait(self.peers[0].call(method, *arguments), what, self._silent)
+
+    def _silent(self) -> str:
+        (peer,) = self.peers
+        state = peer.call("describe").wait(deadline_s=5.0, describe=lambda: f"{peer.name} doesn't answer")
+        return f"{peer.name} gave rollout/{self.worker} nothing in {self.world.patience_s:.0f} s: {state}"

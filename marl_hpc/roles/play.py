@@ -2,21 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 import torch
 
-from marl_hpc.actors import PolicyNetwork
 from marl_hpc.distributions import draw_noise
 from marl_hpc.keyed_random import EVALUATION_ACTION, EVALUATION_EPISODE, generator, integer
 from marl_hpc.networks import to_env
+from marl_hpc.roles.acting import Answer, Inference, ask, dtype_of
 from marl_hpc.types import EnvBatch, Seen
 
 
 def play(
     env: EnvBatch,
-    policies: Sequence[PolicyNetwork],
+    inference: Inference,
     episodes: Sequence[int],
     *,
     seed: int,
@@ -35,7 +35,9 @@ def play(
     returns, lengths = np.zeros((env.copies, len(sizes))), np.zeros(env.copies, int)  # of groups, summed over agents
     results: list[tuple[float, ...]] = []
     over = np.ones(env.copies, bool)
-    memories = [torch.zeros(env.copies, *policy.memory_shape, dtype=dtype_of(policy)) for policy in policies]
+    memories = {
+        name: torch.zeros(env.copies, *policy.memory_shape, dtype=dtype_of(policy)) for name, policy in inference.policies.items()
+    }
     while waiting or playing:
         alive()
         for b in np.flatnonzero(over).tolist():
@@ -47,14 +49,12 @@ def play(
                 start = integer(seed, EVALUATION_EPISODE, playing[b])
             returns[b], lengths[b] = 0, 0
             env.reset([b], [start])
-            for memory in memories:
+            for memory in memories.values():
                 memory[b] = 0
-        seen = env.observe()
-        actions = {}
-        for i, policy in enumerate(policies):
-            chosen, memories[i] = choose(policy, seen, memories[i], None if greedy else {b: streams[b] for b in playing})
-            actions |= chosen
-        after = env.step(actions)
+        answers = choose(inference, env.observe(), memories, None if greedy else {b: streams[b] for b in playing})
+        memories = {name: answer.memory for name, answer in answers.items()}
+        chosen = {name: x.numpy() for answer in answers.values() for name, x in answer.actions.items()}
+        after = env.step({group.name: to_env(group.action_space, chosen[group.name]) for group in env.spec.groups})
         returns += np.stack([after.reward[group.name].sum(1) for group in env.spec.groups], 1)
         lengths += 1
         over = after.over
@@ -68,36 +68,19 @@ def summary_of(returns: np.ndarray, sizes: np.ndarray, length: int) -> tuple[flo
     return (float(returns.sum() / sizes.sum()), float(length), *(returns / sizes).tolist())
 
 
-@torch.no_grad()
 def choose(
-    policy: PolicyNetwork, seen: Seen, memory: torch.Tensor, streams: dict[int, np.random.Generator] | None
-) -> tuple[dict[str, np.ndarray], torch.Tensor]:
-    """(actions [B, N, …] of a policy's groups as the environment takes them, memory after): greedy without `streams`, else drawn, each
-    copy from its own."""
-    dtype, noise = dtype_of(policy), None
-    if streams is not None:
-        noise = {}
-        for group in policy.groups:
-            drawn = np.full((len(memory), len(group.agents), group.action_space.size), 0.5)
-            for b, stream in streams.items():
-                drawn[b] = draw_noise(group.action_space, stream, (len(group.agents),))
-            noise[group.name] = torch.from_numpy(drawn).to(dtype)
-    actions, _, memory = policy.act(inputs_of(policy, seen), memory, noise)
-    return {group.name: to_env(group.action_space, actions[group.name].numpy()) for group in policy.groups}, memory
-
-
-def inputs_of(policy: PolicyNetwork, seen: Seen) -> dict[str, dict[str, torch.Tensor]]:
-    """What a policy's groups see, as it takes it."""
-    inputs = {}
-    for group in policy.groups:
-        inputs[group.name] = {
-            "observation": torch.from_numpy(seen.observation[group.name]).to(dtype_of(policy)),
-            "active": torch.from_numpy(seen.active[group.name]),
-        }
-        if group.name in seen.action_mask:
-            inputs[group.name]["action_mask"] = torch.from_numpy(seen.action_mask[group.name])
-    return inputs
-
-
-def dtype_of(policy: PolicyNetwork) -> torch.dtype:
-    return next(policy.parameters()).dtype
+    inference: Inference, seen: Seen, memories: Mapping[str, torch.Tensor], streams: dict[int, np.random.Generator] | None
+) -> dict[str, Answer]:
+    """What each policy says, without exploration: greedy without `streams`, else drawn, each copy from its own."""
+    questions = {}
+    for name, policy in inference.policies.items():
+        memory, noise = memories[name], None
+        if streams is not None:
+            noise = {}
+            for group in policy.groups:
+                drawn = np.full((len(memory), len(group.agents), group.action_space.size), 0.5)
+                for b, stream in streams.items():
+                    drawn[b] = draw_noise(group.action_space, stream, (len(group.agents),))
+                noise[group.name] = torch.from_numpy(drawn).to(dtype_of(policy))
+        questions[name] = ask(policy, seen, memory, noise, epsilon=0.0)
+    return inference.act(questions)

@@ -1,6 +1,6 @@
-"""A rollout worker: environments × policies, with inference on its own copy of the policies.
+"""A rollout worker: environments × policies, its own copy of them or an inference role's.
 
-One step of its loop is one fragment: pull the version that the schedule names, act T steps in B copies, insert. All randomness is
+One step of its loop is one fragment: turn to the version that the schedule names, act T steps in B copies, insert. All randomness is
 keyed by what it is for (seed, copy, fragment, …), so it doesn't matter which worker, or which layout of ranks, collects a fragment.
 """
 
@@ -9,15 +9,15 @@ from __future__ import annotations
 import numpy as np
 import torch
 
-from marl_hpc.actors import PolicyNetwork
 from marl_hpc.config import Config
 from marl_hpc.distributions import draw_noise
 from marl_hpc.keyed_random import ACTION, EPISODE, generator, integer
 from marl_hpc.metrics import Clock
-from marl_hpc.networks import load_flat, to_env
+from marl_hpc.networks import to_env
 from marl_hpc.paradigms import Plan
-from marl_hpc.roles.clients import DatasetClient, ParameterClient, Stopping, World
-from marl_hpc.roles.play import dtype_of, inputs_of, play, summary_of
+from marl_hpc.roles.acting import Answer, Inference, ask, dtype_of
+from marl_hpc.roles.clients import DatasetClient, Stopping, World
+from marl_hpc.roles.play import play, summary_of
 from marl_hpc.roles.schedule import Schedule
 from marl_hpc.storage.fragments import MEMORY, allocate, pack
 from marl_hpc.types import EnvBatch
@@ -26,11 +26,12 @@ from marl_hpc.types import EnvBatch
 class RolloutWorker:
     def __init__(
         self, config: Config, worker: int, workers: int, env: EnvBatch, evaluation_env: EnvBatch, plans: list[Plan],
-        policies: dict[str, PolicyNetwork], parameters: ParameterClient, dataset: DatasetClient, schedule: Schedule, world: World, clock: Clock,
+        inference: Inference, dataset: DatasetClient, schedule: Schedule, world: World, clock: Clock,
     ) -> None:  # fmt: skip
         self.config, self.worker, self.workers = config, worker, workers
-        self.env, self.evaluation_env, self.plans, self.policies = env, evaluation_env, plans, policies
-        self.parameters, self.dataset, self.schedule = parameters, dataset, schedule
+        self.env, self.evaluation_env, self.plans = env, evaluation_env, plans
+        self.inference, self.policies = inference, inference.policies
+        self.dataset, self.schedule = dataset, schedule
         self.world, self.clock = world, clock
         self.wants_state = any(plan.interface.critic_sees == "state" for plan in plans)
         self.copies = [worker * env.copies + b for b in range(env.copies)]  # their places among all copies of the run
@@ -52,10 +53,10 @@ class RolloutWorker:
                 return self.finish(self.schedule.iterations)
             version = self.schedule.version(self.sequence)
             if version != self.version:
-                pulled = self.parameters.pull(version)
-                if isinstance(pulled, int):
-                    return self.finish(pulled)
-                self.load(pulled, version)
+                final = self.inference.turn_to(version)
+                if final is not None:
+                    return self.finish(final)
+                self.version = version
             due = self.schedule.evaluation(version)
             if due is not None and due > self.evaluated:
                 self.evaluate(due, self.config.evaluate.episodes)
@@ -71,16 +72,11 @@ class RolloutWorker:
 
     def finish(self, version: int) -> bool:
         """Evaluate the final version, this worker's share of the episodes; always False."""
-        pulled = self.parameters.pull(version)
-        assert isinstance(pulled, dict), "the final version is published before training is called finished"
-        self.load(pulled, version)
+        final = self.inference.turn_to(version)
+        assert final is None, "the final version is published before training is called finished"
+        self.version = version
         self.evaluate(version, self.config.evaluate.final_episodes)
         return False
-
-    def load(self, policies: dict[str, torch.Tensor], version: int) -> None:
-        for name, values in policies.items():
-            load_flat(self.policies[name], values)
-        self.version = version
 
     def restart(self, sequence: int) -> None:
         """New episodes in all copies, seeded by where in the run they start."""
@@ -108,9 +104,11 @@ class RolloutWorker:
         row_of = {group.name: rows[plan.interface.name] for plan in self.plans for group in plan.interface.groups}
         memories: dict[str, list[torch.Tensor]] = {name: [] for name, policy in self.policies.items() if policy.memory_shape[1]}
         noise = self.draw(sequence, steps)
-        for plan in self.plans:
-            for name in plan.interface.policies:
-                self.policies[name].epsilon = plan.algorithm.exploration(plan.options, self.env_steps(sequence))
+        epsilon = {
+            name: plan.algorithm.exploration(plan.options, self.env_steps(sequence))
+            for plan in self.plans
+            for name in plan.interface.policies
+        }
         ended: list[tuple[float, ...]] = []
         groups = self.env.spec.groups
         sizes = np.array([len(group.agents) for group in groups])
@@ -129,12 +127,13 @@ class RolloutWorker:
                 for name in memories:
                     if t % self.chunk(name) == 0:
                         memories[name].append(self.memory[name].clone())
-                for name, policy in self.policies.items():
-                    acted, log_probs = self.act(name, policy, {group.name: noise[group.name][:, t] for group in policy.groups})
-                    for group in policy.groups:
-                        row = row_of[group.name]
-                        row[f"{group.name}/action"][t], row[f"{group.name}/log_prob"][t] = acted[group.name], log_probs[group.name]
-                        actions[group.name] = to_env(group.action_space, acted[group.name])
+                for name, answer in self.act({group: x[:, t] for group, x in noise.items()}, epsilon).items():
+                    self.memory[name] = answer.memory
+                    for group in self.policies[name].groups:
+                        row, acted = row_of[group.name], answer.actions[group.name].numpy()
+                        row[f"{group.name}/action"][t] = acted
+                        row[f"{group.name}/log_prob"][t] = answer.log_probs[group.name].numpy()
+                        actions[group.name] = to_env(group.action_space, acted)
             with self.clock.computing("environment"):
                 self.note_state(rows, t, "state")
                 after = self.env.step(actions)
@@ -188,24 +187,21 @@ class RolloutWorker:
             for g in self.env.spec.groups
         }
 
-    @torch.no_grad()
-    def act(
-        self, name: str, policy: PolicyNetwork, noise: dict[str, np.ndarray]
-    ) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
-        """(actions [B, N, …], their log-probabilities [B, N]) of a policy's groups."""
-        drawn = {group: torch.from_numpy(x).to(dtype_of(policy)) for group, x in noise.items()}
-        actions, log_probs, self.memory[name] = policy.act(inputs_of(policy, self.seen), self.memory[name], drawn)
-        return {group: x.numpy() for group, x in actions.items()}, {group: x.numpy() for group, x in log_probs.items()}
+    def act(self, noise: dict[str, np.ndarray], epsilon: dict[str, float]) -> dict[str, Answer]:
+        """What each policy does about what is seen now. `noise` [B, N, A] is by group, `epsilon` by policy."""
+        questions = {}
+        for name, policy in self.policies.items():
+            drawn = {group.name: torch.from_numpy(noise[group.name]).to(dtype_of(policy)) for group in policy.groups}
+            questions[name] = ask(policy, self.seen, self.memory[name], drawn, epsilon[name])
+        return self.inference.act(questions)
 
     def evaluate(self, version: int, episodes: int) -> None:
         """Play this worker's share of an evaluation's episodes and report them. Touches nothing that training draws from."""
         mine = [e for e in range(episodes) if e % self.workers == self.worker]
-        for policy in self.policies.values():
-            policy.epsilon = 0.0
         with self.clock.computing("evaluation"):
             results = play(
                 self.evaluation_env,
-                list(self.policies.values()),
+                self.inference,
                 mine,
                 seed=self.config.seed,
                 greedy=self.config.evaluate.greedy,

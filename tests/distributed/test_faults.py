@@ -46,9 +46,9 @@ def undisturbed(tmp_path_factory):
     return policies(folder / "run")
 
 
-def finish(started, run_dir: Path) -> dict:
+def finish(started, run_dir: Path, ranks: int = 4) -> dict:
     program.join([started])
-    summary = program.finished(run_dir, env_steps=12000).summary
+    summary = program.finished(run_dir, ranks=ranks, env_steps=12000).summary
     assert alive_in(run_dir) == []
     return summary
 
@@ -66,13 +66,14 @@ def test_killed_rollout_worker_is_replaced_and_nothing_is_lost(tmp_path, members
     assert len(pids(run_dir, "learner/0")) == (1 if membership == "elastic" else 2)
 
 
-@pytest.mark.parametrize("role", ["learner/0", "parameter/0", "dataset/0"])
+@pytest.mark.parametrize("role", ["learner/0", "parameter/0", "dataset/0", "inference/0"])
 def test_run_of_a_killed_learner_or_shard_ends_as_if_nothing_had_happened(tmp_path, undisturbed, role):
     run_dir = tmp_path / "run"
-    started = program.start(program.train(run_dir, *RUN), cwd=tmp_path)
+    inference = int(role == "inference/0")  # alone with one worker it computes with the very bits that the worker would
+    started = program.start(program.train(run_dir, *RUN, f"roles.inference={inference}"), cwd=tmp_path)
     until_learned(run_dir, 3000)
     os.kill(pids(run_dir, role)[-1], signal.SIGKILL)
-    summary = finish(started, run_dir)
+    summary = finish(started, run_dir, ranks=4 + inference)
     assert role in summary["faults"][0]
     # everything from the last complete checkpoint on was done again, alike: nothing lost, nothing doubled
     assert torch.equal(policies(run_dir), undisturbed)

@@ -17,6 +17,7 @@ LAYOUTS = {
     "four ranks": (),
     "two learners, two parameter shards": ("roles.learner=2", "roles.parameter=2"),
     "two workers, two dataset shards": ("rollout.envs=2", "roles.rollout=2", "roles.dataset=2"),
+    "two workers, one inference role": ("rollout.envs=2", "roles.rollout=2", "roles.inference=1"),
     "static membership": ("cluster.membership=static",),
 }
 

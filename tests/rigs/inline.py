@@ -27,9 +27,10 @@ def rank(run_dir: Path, *overrides: str, resume: bool = False) -> Rank:
     config = compose([*SMALL, *overrides])
     run_dir.mkdir(parents=True, exist_ok=True)
     env = make_env(config, 1)
+    counts = {"learner": 1, "rollout": 1, "parameter": 1, "dataset": 1, "inference": config.roles.inference}
     job: dict[str, Any] = {
         "spec": env.spec.to_json(), "run_dir": str(run_dir), "devices": ["cpu"], "config": asdict(config),
-        "counts": {"learner": 1, "rollout": 1, "parameter": 1, "dataset": 1},
+        "counts": counts,
     }  # fmt: skip
     store = Store()
     found = newest(run_dir) if resume else None

@@ -8,8 +8,8 @@ from marl_hpc.config import ConfigError, Roles
 from marl_hpc.roles.assign import KINDS, Role, assign, count_roles, table
 
 
-def counts_of(learner, rollout, parameter, dataset):
-    return {"learner": learner, "rollout": rollout, "parameter": parameter, "dataset": dataset}
+def counts_of(learner, rollout, parameter, dataset, inference=0):
+    return {"learner": learner, "rollout": rollout, "parameter": parameter, "dataset": dataset, "inference": inference}
 
 
 @pytest.mark.parametrize(
@@ -31,13 +31,19 @@ def test_without_a_launcher_every_role_gets_what_is_asked_or_one():
 def test_rollout_workers_take_what_the_others_leave():
     assert count_roles(Roles(learner=3, parameter=2), 10) == counts_of(3, 4, 2, 1)
     assert count_roles(Roles(rollout=4, learner=2), 8) == counts_of(2, 4, 1, 1)
+    assert count_roles(Roles(inference=2), 10) == counts_of(1, 5, 1, 1, 2)
+
+
+def test_inference_roles_are_there_only_where_they_are_asked_for():
+    assert count_roles(Roles(inference=1), None) == counts_of(1, 1, 1, 1, 1)
+    assert count_roles(Roles(), 300)["inference"] == 0
 
 
 @given(st.integers(4, 300))
 def test_counts_fill_every_world_of_four_ranks_or_more(size):
     counts = count_roles(Roles(), size)
     assert sum(counts.values()) == size
-    assert min(counts.values()) >= 1
+    assert min(count for kind, count in counts.items() if kind != "inference") >= 1
     assert counts["rollout"] == max(counts.values())
 
 
@@ -49,6 +55,18 @@ def test_counts_fill_every_world_of_four_ranks_or_more(size):
         (Roles(rollout=4), 6, ["7 ranks (1 learner + 4 rollout + 1 parameter + 1 dataset)", "started 6", "set roles.rollout=3"]),
         (Roles(rollout=2), 8, ["started 8", "set roles.rollout=5"]),
         (Roles(learner=5), 6, ["started 6", "start at least 8 ranks"]),
+        (
+            Roles(rollout=2, inference=1),
+            5,
+            ["6 ranks (1 learner + 2 rollout + 1 parameter + 1 dataset + 1 inference)", "set roles.rollout=1"],
+        ),
+        (Roles(inference=1), 4, ["5 ranks", "started 4", "start at least 5 ranks"]),
+        (
+            Roles(rollout=1, inference=2),
+            None,
+            ["roles.inference=2", "only 1 rollout workers ask them", "no higher than roles.rollout"],
+        ),
+        (Roles(inference=3), 8, ["roles.inference=3", "only 2 rollout workers"]),
     ],
 )
 def test_impossible_world_says_what_would_fit(roles, size, words):
@@ -96,9 +114,24 @@ def test_further_learners_take_ranks_with_a_gpu():
     assert [str(roles[rank]) for rank in (0, 3, 6)] == ["learner/0", "learner/1", "learner/2"]
 
 
+def test_inference_roles_take_the_gpus_that_learners_leave():
+    hosts = ["a"] * 4 + ["b"] * 4
+    roles = assign(counts_of(2, 3, 1, 1, 1), hosts, gpus=[1, 0, 1, 0, 0, 1, 0, 0])
+    assert [str(roles[rank]) for rank in (0, 2, 5)] == ["learner/0", "learner/1", "inference/0"]
+
+
+def test_inference_roles_are_spread_over_hosts():
+    hosts = ["b"] * 4 + ["a"] * 4
+    roles = assign(counts_of(1, 3, 1, 1, 2), hosts)
+    assert [hosts[roles.index(Role("inference", i))] for i in range(2)] == ["b", "a"]
+    assert names(assign(counts_of(1, 2, 1, 1, 1), ["a"] * 6)) == [
+        "learner/0", "rollout/0", "rollout/1", "parameter/0", "dataset/0", "inference/0",
+    ]  # fmt: skip
+
+
 @st.composite
 def worlds(draw):
-    counts = counts_of(*(draw(st.integers(1, 5)) for _ in KINDS))
+    counts = counts_of(*(draw(st.integers(1, 5)) for _ in range(4)), draw(st.integers(0, 3)))
     size = sum(counts.values())
     hosts = draw(st.lists(st.sampled_from("abc"), min_size=size, max_size=size))
     gpus = draw(st.lists(st.integers(0, 2), min_size=size, max_size=size))
@@ -117,6 +150,8 @@ def test_every_role_is_given_once_and_rank_zero_leads(world):
     with_gpu = sum(gpu > 0 for gpu in gpus[1:])
     taken = sum(role.kind == "learner" and gpu > 0 for role, gpu in zip(roles[1:], gpus[1:], strict=True))
     assert taken == min(counts["learner"] - 1, with_gpu)
+    asked = sum(role.kind == "inference" and gpu > 0 for role, gpu in zip(roles, gpus, strict=True))
+    assert asked == min(counts["inference"], with_gpu - taken)
     assert assign(counts, hosts, gpus) == roles
 
 

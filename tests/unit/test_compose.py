@@ -82,6 +82,11 @@ def test_groups_are_a_word_or_a_mapping():
         ("budget.env_steps=-5", ["budget.env_steps=-5", "greater than 0"]),
         ("timeouts.scale=0", ["timeouts.scale=0"]),
         ("roles.learner=0", ["roles.learner=0", "at least one"]),
+        ("roles.inference=-1", ["roles.inference=-1", "0 (rollout workers act by themselves)"]),
+        ("inference.max_batch=0", ["inference.max_batch=0", "greater than 0"]),
+        ("inference.max_wait_ms=-1", ["inference.max_wait_ms=-1", "0 (answer at once)"]),
+        ("inference.max_batch=64", ["inference.max_batch needs an inference role", "roles.inference=0", "set roles.inference=1"]),
+        ("inference.max_wait=64", ["inference.max_wait", "max_wait_ms"]),
         ("seed=-1", ["seed=-1"]),
         ("nonsense", ["nonsense"]),
         ("~env", ["env.name is missing", "env=mpe/simple_spread"]),
@@ -150,8 +155,8 @@ def test_fingerprint_does_not_change_with_where_and_how_long(change):
 def test_validate_returns_what_it_was_given():
     config = compose([])
     assert validate(config) is config
-    with pytest.raises(ConfigError, match=r"sync.name='asp'.*bsp"):
-        validate(replace(config, sync=replace(config.sync, name="asp")))
+    with pytest.raises(ConfigError, match=r"sync.name='ssp'.*bsp"):
+        validate(replace(config, sync=replace(config.sync, name="ssp")))
 
 
 def test_algorithm_section_becomes_its_dataclass():

@@ -53,6 +53,23 @@ def test_tasks_that_see_overlapping_gpus_get_different_ones():
     assert place_on_gpus(TWO, ["a"] * 4, [["x", "y"], ["x", "y"], [], []]) == ["cuda:0", "cuda:1", "cpu", "cpu"]
 
 
+ASKED = ["learner/0", "rollout/0", "inference/0", "inference/1"]
+
+
+@pytest.mark.parametrize(
+    ("gpus", "expected"),
+    [
+        ([["x", "y", "z"]] * 4, ["cuda:0", "cpu", "cuda:1", "cuda:2"]),
+        ([["x", "y"]] * 4, ["cuda:0", "cpu", "cuda:1", "cuda:0"]),  # as few as possible on each
+        ([["x"], ["x"], ["x"], []], ["cuda:0", "cpu", "cuda:0", "cpu"]),
+        ([["x"], [], ["y"], ["y", "z"]], ["cuda:0", "cpu", "cuda:0", "cuda:1"]),
+        ([[], [], ["y"], []], ["cpu", "cpu", "cuda:0", "cpu"]),
+    ],
+)
+def test_inference_roles_have_a_gpu_that_no_learner_has_or_share_one(gpus, expected):
+    assert place_on_gpus(ASKED, ["a"] * 4, gpus) == expected
+
+
 def test_learners_without_any_gpu_train_on_cpus():
     assert place_on_gpus(TWO, ["a"] * 4, [[], [], ["x"], []]) == ["cpu"] * 4
 
