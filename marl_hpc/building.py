@@ -21,6 +21,7 @@ from marl_hpc.config import Config
 from marl_hpc.keyed_random import GROUP, integer
 from marl_hpc.metrics import Clock
 from marl_hpc.roles.acting import Inference, OwnPolicies
+from marl_hpc.roles.assign import nearest
 from marl_hpc.roles.asynchronous import AsynchronousLearner, AsynchronousWorker, Share
 from marl_hpc.roles.clients import DatasetClient, InferenceClient, ParameterClient
 from marl_hpc.roles.coordinator import Coordinator
@@ -54,7 +55,16 @@ class Builder:
             config, self.counts["rollout"], *((resumed[1].iteration, resumed[1].env_steps) if resumed else ())
         )
         self.plans = paradigms.plan(config, self.spec)
+        self.nearest = self.shards_of_workers()
         self.interfaces = paradigms.hosts([plan.interface.name for plan in self.plans], self.counts["learner"])
+
+    def shards_of_workers(self) -> list[int]:
+        """The dataset shard that each rollout worker writes to."""
+        if self.world.role == "inline":
+            return [worker % self.counts["dataset"] for worker in range(self.counts["rollout"])]
+        of = dict(zip(self.job["roles"], self.job["hosts"], strict=True))
+        workers, shards = ([of[f"{kind}/{i}"] for i in range(self.counts[kind])] for kind in ("rollout", "dataset"))
+        return nearest(workers, shards)
 
     def parameter(self, index: int) -> Any:
         return ParameterShard(index, tuple(name for plan in self.plans for name in plan.interface.policies))
@@ -63,15 +73,33 @@ class Builder:
         consumers = sum(len(hosts) for hosts in self.interfaces.values())
         workers, tables = self.tables(index)
         shard = DatasetShard(
-            index, workers, consumers, self.config.rollout.max_lag + 1, self.schedule.start, tables, self.config.seed
+            index,
+            workers,
+            consumers,
+            self.config.rollout.max_lag + 1,
+            self.schedule.start,
+            tables,
+            self.config.seed,
+            self.queue_bytes,
         )
         return self.loaded(shard)
 
+    @property
+    def queue_bytes(self) -> float:
+        limit = self.config.dataset.queue_bytes
+        return math.inf if limit is None else limit
+
     def tables(self, index: int) -> tuple[tuple[int, ...], dict[str, ReplayTable]]:
         """(workers that write to a dataset shard, its part of the interfaces' replay tables)."""
-        workers = tuple(w for w in range(self.counts["rollout"]) if w % self.counts["dataset"] == index)
+        workers = tuple(worker for worker, shard in enumerate(self.nearest) if shard == index)
         share = len(workers) / self.counts["rollout"]
-        found = {plan.interface.name: table_for(plan.algorithm.replay(plan.options, plan.interface), share) for plan in self.plans}
+        limits = self.config.dataset
+        limit = math.inf if limits.replay_bytes is None else limits.replay_bytes
+        spill = Path(limits.spill) if limits.spill else None
+        found = {
+            plan.interface.name: table_for(plan.algorithm.replay(plan.options, plan.interface), share, limit, spill)
+            for plan in self.plans
+        }
         return workers, {name: table for name, table in found.items() if table is not None}
 
     def loaded(self, shard: Any) -> Any:
@@ -104,7 +132,7 @@ class Builder:
             hosts = self.interfaces[agent.interface.name]
             replicas.append(Replica(agent, hosts.index(index), len(hosts)))
         learner = Learner(
-            config, index, replicas, ParameterClient(parameters, world, clock), DatasetClient(dataset, world, clock, config.rollout.envs),
+            config, index, replicas, ParameterClient(parameters, world, clock), DatasetClient(dataset, world, clock, config.rollout.envs, self.nearest),
             self.schedule, self.recorder(Recorder) if index == 0 else None, self.run_dir, world, clock, len(self.plans) == 1,
         )  # fmt: skip
         if self.resumed:
@@ -117,7 +145,7 @@ class Builder:
     def worker(
         self, index: int, parameters: list[Peer], dataset: list[Peer], clock: Clock, inference: Sequence[Peer] = ()
     ) -> RolloutWorker:
-        data = DatasetClient(dataset, self.world, clock, self.config.rollout.envs)
+        data = DatasetClient(dataset, self.world, clock, self.config.rollout.envs, self.nearest)
         return RolloutWorker(
             *self.collecting(index), self.acting(index, parameters, inference, clock), data, self.schedule, self.world, clock
         )
@@ -172,7 +200,7 @@ class AsynchronousBuilder(Builder):
         learners = {name: len(hosts) for name, hosts in self.interfaces.items()}
         lag = self.config.sync.max_data_lag
         shard = StreamShard(
-            index, workers, learners, self.config.rollout.max_lag + 1, max_staleness=math.inf if lag is None else lag,
+            index, workers, learners, self.config.rollout.max_lag + 1, self.queue_bytes, max_staleness=math.inf if lag is None else lag,
             tables=tables, seed=self.config.seed,
         )  # fmt: skip
         return self.loaded(shard)
@@ -187,7 +215,7 @@ class AsynchronousBuilder(Builder):
             for agent in self.agents(index, alone)
         ]
         learner = AsynchronousLearner(
-            config, index, shares, servers, DatasetServers(dataset, world, clock, config.rollout.envs), self.counts["rollout"],
+            config, index, shares, servers, DatasetServers(dataset, world, clock, config.rollout.envs, self.nearest), self.counts["rollout"],
             sorted({0, *(hosts[0] for hosts in self.interfaces.values())}),
             self.recorder(AsynchronousRecorder) if index == 0 else None, self.run_dir, world, clock, len(self.plans) == 1,
         )  # fmt: skip
@@ -198,7 +226,7 @@ class AsynchronousBuilder(Builder):
     def worker(
         self, index: int, parameters: list[Peer], dataset: list[Peer], clock: Clock, inference: Sequence[Peer] = ()
     ) -> AsynchronousWorker:
-        data = DatasetServers(dataset, self.world, clock, self.config.rollout.envs)
+        data = DatasetServers(dataset, self.world, clock, self.config.rollout.envs, self.nearest)
         worker = AsynchronousWorker(*self.collecting(index), OwnPolicies(self.policies()), data, self.schedule, self.world, clock)
         worker.parameters = ParameterServers(parameters, self.world, clock)
         return worker

@@ -56,6 +56,13 @@ class Inference:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Dataset:
+    queue_bytes: int | None = None  # of fragments that wait in one dataset shard; default: as many as rollout.max_lag lets be there
+    replay_bytes: int | None = None  # of one interface's replay in one dataset shard; default: what algorithm.capacity asks for
+    spill: str | None = None  # a folder, best on a local disk: replay lies in files there instead of in memory
+
+
+@dataclass(frozen=True, kw_only=True)
 class Checkpoint:
     every_steps: int = 100_000
     keep: int = 2
@@ -132,6 +139,7 @@ class Config:
     roles: Roles = field(default_factory=Roles)
     rollout: Rollout = field(default_factory=Rollout)
     inference: Inference = field(default_factory=Inference)
+    dataset: Dataset = field(default_factory=Dataset)
     checkpoint: Checkpoint = field(default_factory=Checkpoint)
     evaluate: Evaluate = field(default_factory=Evaluate)
     cluster: Cluster = field(default_factory=Cluster)
@@ -181,6 +189,10 @@ def validate(config: Config) -> Config:
     if config.rollout.max_lag not in (0, 1):
         raise ConfigError(f"rollout.max_lag={config.rollout.max_lag} is not a choice; 0 (strict lockstep) or 1 (overlap)")
     check_sync(config.sync)
+    for key in ("queue_bytes", "replay_bytes"):
+        value = getattr(config.dataset, key)
+        if value is not None and value < 1:
+            raise ConfigError(f"dataset.{key}={value} must be 1 or more")
     if config.sync.name != "bsp" and config.roles.inference:
         raise ConfigError(
             f"roles.inference={config.roles.inference} acts by one version of all policies, which sync={config.sync.name} doesn't have; "
@@ -236,7 +248,7 @@ def fingerprint(config: Config) -> str:
     """
     record = asdict(config)
     for key in (
-        "run", "budget", "roles", "inference", "cluster", "timeouts", "faults", "logger", "evaluate", "checkpoint", "world", "device",
+        "run", "budget", "roles", "inference", "cluster", "timeouts", "faults", "logger", "evaluate", "checkpoint", "dataset", "world", "device",
     ):  # fmt: skip
         del record[key]
     return hashlib.sha256(json.dumps(record, sort_keys=True).encode()).hexdigest()[:16]

@@ -111,7 +111,7 @@ class Job:
             finally:
                 launchers.forget_meeting(self.launch)
             job = {
-                "config": asdict(self.config), "spec": spec, "roles": roles, "counts": self.counts, "run_dir": str(self.run_dir),
+                "config": asdict(self.config), "spec": spec, "roles": roles, "hosts": self.hosts, "counts": self.counts, "run_dir": str(self.run_dir),
                 "devices": devices, "timeouts": asdict(self.config.timeouts), "one_host": self.one_host,
                 "interface": self.config.cluster.interface, "membership": self.config.cluster.membership,
                 "addresses": {str(rank): hello["address"] for rank, hello in enumerate(hellos)},

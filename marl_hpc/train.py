@@ -199,6 +199,18 @@ def evaluate_run(run_dir: Path, options: list[str]) -> str:
     return json.dumps({**record, **known, "environment": batch.spec.version}, indent=1)
 
 
+def check_replay(config: Config, plans: list[paradigms.Plan]) -> None:
+    """Options of replay need an interface that has some."""
+    if any(plan.algorithm.replay(plan.options, plan.interface) for plan in plans):
+        return
+    for key in ("replay_bytes", "spill"):
+        if getattr(config.dataset, key) is not None:
+            raise ConfigError(
+                f"dataset.{key}={getattr(config.dataset, key)} is about replay, and no interface has any: {', '.join(plan.algorithm.__name__ for plan in plans)} "
+                "learn from each fragment once; leave it out"
+            )
+
+
 def prepare(job: dict[str, Any], deadline: Stamp) -> int:
     """Check what needs torch or the environment to check, before any rank starts; the environment's spec goes to the store."""
     store = StoreClient(job["store"], bytes.fromhex(job["key"]))
@@ -206,7 +218,7 @@ def prepare(job: dict[str, Any], deadline: Stamp) -> int:
         config = from_record(job["config"])
         algorithms.configure(config.algorithm)
         env = make_env(config, 1)
-        paradigms.plan(config, env.spec)
+        check_replay(config, paradigms.plan(config, env.spec))
         cuda = torch.cuda.is_available()
         if config.device == "cuda" and not cuda:
             raise ConfigError("device=cuda but torch sees no GPU here; use device=auto or device=cpu")

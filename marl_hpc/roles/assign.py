@@ -96,6 +96,32 @@ def assign(counts: dict[str, int], hosts: Sequence[str], gpus: Sequence[int] | N
     return [roles[rank] for rank in range(size)]
 
 
+def nearest(workers: Sequence[str], shards: Sequence[str]) -> list[int]:
+    """The dataset shard that each rollout worker writes to, by their hosts: one on its own host where there is one, and no shard is left
+    without a worker nor has more than its share while another could take some.
+
+    >>> nearest(["a", "a", "b"], ["b", "a"])
+    [1, 1, 0]
+    >>> nearest(["a", "a", "a"], ["b", "a"])
+    [1, 1, 0]
+    """
+    share = -(-len(workers) // len(shards))
+    chosen = [-1] * len(workers)
+    load = [0] * len(shards)
+    for local in (True, False):
+        for worker, host in enumerate(workers):
+            if chosen[worker] < 0:
+                open_ = [s for s, where in enumerate(shards) if load[s] < share and (where == host or not local)]
+                if open_:
+                    chosen[worker] = min(open_, key=lambda s: load[s])
+                    load[chosen[worker]] += 1
+    for empty in (s for s, count in enumerate(load) if count == 0):
+        fullest = max(range(len(shards)), key=lambda s: load[s])
+        worker = max(w for w, s in enumerate(chosen) if s == fullest)
+        chosen[worker], load[fullest], load[empty] = empty, load[fullest] - 1, 1
+    return chosen
+
+
 def place_on_gpus(roles: Sequence[str], hosts: Sequence[str], gpus: Sequence[Sequence[str]]) -> list[str]:
     """A device for each rank; `gpus[rank]` names the GPUs it sees. Learners have a GPU of their own. Inference roles have the one that
     the fewest use, a learner's if there is no other. Everybody else has the CPU.

@@ -133,12 +133,13 @@ class ParameterClient(_Client):
 class DatasetClient(_Client):
     """All dataset shards, for a learner; a worker uses the one it writes to."""
 
-    def __init__(self, peers: Sequence[Peer], world: World, clock: Clock, copies: int) -> None:
+    def __init__(self, peers: Sequence[Peer], world: World, clock: Clock, copies: int, nearest: Sequence[int]) -> None:
+        """`copies` of the environment per worker; `nearest` is the shard that each worker writes to."""
         super().__init__(peers, world, clock)
-        self.copies = copies  # per worker
+        self.copies, self.nearest = copies, nearest
 
     def of_worker(self, worker: int) -> Peer:
-        return self.peers[worker % len(self.peers)]
+        return self.peers[self.nearest[worker]]
 
     def next_sequence(self, worker: int) -> int:
         return self._wait(self.of_worker(worker).call("next_sequence", worker), "dataset shard")

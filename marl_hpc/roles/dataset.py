@@ -7,6 +7,7 @@ iteration's fragments enter it in worker order, and draws are keyed by the itera
 
 from __future__ import annotations
 
+import math
 import time
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -34,11 +35,12 @@ class DatasetShard:
 
     def __init__(
         self, index: int, workers: tuple[int, ...], consumers: int, capacity: int, start: int,
-        tables: dict[str, ReplayTable] | None = None, seed: int = 0,
+        tables: dict[str, ReplayTable] | None = None, seed: int = 0, capacity_bytes: float = math.inf,
     ) -> None:  # fmt: skip
-        """`workers` write here; `consumers` (interface replicas) acknowledge each iteration; `capacity` is in fragments per worker;
+        """`workers` write here; `consumers` (interface replicas) acknowledge each iteration; `capacity` is in fragments per worker,
+        `capacity_bytes` of all that wait here (those of the iteration that is due are always taken);
         `tables` are the replay tables of the interfaces that have one."""
-        self.tables, self.seed = tables or {}, seed
+        self.tables, self.seed, self.capacity_bytes = tables or {}, seed, capacity_bytes
         self.drawn: dict[str, tuple[int, dict[str, Tensor]]] = {}  # interface -> iteration, what was drawn for it
         self.index, self.workers, self.consumers, self.capacity = index, workers, consumers, capacity
         self.parking = Parking()
@@ -57,6 +59,7 @@ class DatasetShard:
 
     def insert(self, worker: int, sequence: int, rows: dict[str, dict[str, Tensor]], episodes: Tensor, version: int) -> Any:
         """Store a fragment; the answer (True) waits for room. Raises ValueError when a worker skips a sequence number."""
+        size_bytes = bytes_of(rows)
 
         def ready() -> bool | None:
             if sequence < self.accepted[worker]:
@@ -65,6 +68,13 @@ class DatasetShard:
                 raise ValueError(f"rollout/{worker} sent fragment {sequence}; dataset/{self.index} expects {self.accepted[worker]}")
             if sequence >= self.consumed + self.capacity:
                 return None
+            if sequence > self.consumed and self.size_bytes + size_bytes > self.capacity_bytes:
+                return None
+            if len(self.workers) * size_bytes > self.capacity_bytes:
+                raise ValueError(
+                    f"dataset.queue_bytes={self.capacity_bytes:.0f} doesn't hold an iteration's fragments, {len(self.workers)} of {size_bytes} "
+                    "bytes; raise it, or lower rollout.fragment or rollout.envs"
+                )
             self.fragments[worker, sequence] = Fragment(rows, episodes, version)
             self.accepted[worker] = sequence + 1
             self.last_insert = (time.monotonic(), worker)
@@ -167,6 +177,11 @@ class DatasetShard:
 
         return self.parking.answer(ready)
 
+    @property
+    def size_bytes(self) -> int:
+        """Of the fragments that wait here."""
+        return sum(bytes_of(fragment.rows) for fragment in self.fragments.values())
+
     def describe(self) -> str:
         """Who waits for whom, for an error message."""
         with self.parking.lock:
@@ -178,3 +193,7 @@ class DatasetShard:
 
     def close(self) -> None:
         self.parking.close({"stopping": True})
+
+
+def bytes_of(rows: dict[str, dict[str, Tensor]]) -> int:
+    return sum(x.nbytes for tensors in rows.values() for x in tensors.values())

@@ -151,8 +151,8 @@ class ParameterServers(_Client):
 class DatasetServers(DatasetClient):
     """All dataset shards, in asynchronous training: a learner has an open request with each and takes what comes first."""
 
-    def __init__(self, peers: Sequence[Peer], world: World, clock: Clock, copies: int) -> None:
-        super().__init__(peers, world, clock, copies)
+    def __init__(self, peers: Sequence[Peer], world: World, clock: Clock, copies: int, nearest: Sequence[int]) -> None:
+        super().__init__(peers, world, clock, copies, nearest)
         self.requests: dict[tuple[str, int], Pending] = {}  # (interface, shard) -> its open lease
         self.waiting: dict[str, list[tuple[int, Any]]] = {}  # interface -> leased items (shard, item) that no batch has used
         self.arrived = threading.Event()

@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 from torch import Tensor
 
 from marl_hpc.keyed_random import REPLAY, generator
-from marl_hpc.roles.dataset import DatasetShard
+from marl_hpc.roles.dataset import DatasetShard, bytes_of
 from marl_hpc.storage.replay import ReplayTable
 
 
@@ -47,20 +47,19 @@ class StreamShard(DatasetShard):
         """`workers` write here. `learners` of each interface: into so many items its fragments are cut. A worker may have `capacity`
         fragments here that aren't learned from yet, all together `capacity_bytes`. Items whose policy is more than `max_staleness`
         versions old are passed over."""
-        super().__init__(index, workers, sum(learners.values()), capacity, 0, tables, seed)
-        self.learners, self.capacity_bytes, self.max_staleness = learners, capacity_bytes, max_staleness
+        super().__init__(index, workers, sum(learners.values()), capacity, 0, tables, seed, capacity_bytes)
+        self.learners, self.max_staleness = learners, max_staleness
         self.stored: dict[tuple[int, int], Stored] = {}
         self.open: dict[tuple[int, int], set[tuple[str, int]]] = {}  # fragment -> its items that aren't acknowledged
         self.queues: dict[str, deque[Item]] = {name: deque() for name in learners}
         self.leased: dict[str, dict[Item, int]] = {name: {} for name in learners}  # item -> learner
         self.passed_over = dict.fromkeys(learners, 0)
-        self.size_bytes = 0
         self.over = False  # nobody learns any more
 
     def insert(self, worker: int, sequence: int, rows: dict[str, dict[str, Tensor]], episodes: Tensor, version: Any) -> Any:
         """Store a fragment, collected with these versions {interface: version}; the answer (True) waits for room. Raises ValueError when
         a worker skips a sequence number."""
-        size_bytes = sum(x.nbytes for tensors in rows.values() for x in tensors.values())
+        size_bytes = bytes_of(rows)
 
         def ready() -> bool | None:
             if sequence < self.accepted[worker] or self.over:
@@ -81,7 +80,6 @@ class StreamShard(DatasetShard):
 
     def _store(self, worker: int, sequence: int, fragment: Stored) -> None:
         self.stored[worker, sequence] = fragment
-        self.size_bytes += fragment.size_bytes
         self.accepted[worker] = sequence + 1
         self.last_insert = (time.monotonic(), worker)
         self.open[worker, sequence] = {(name, part) for name, parts in self.learners.items() for part in range(parts)}
@@ -89,6 +87,10 @@ class StreamShard(DatasetShard):
             self.queues[name].extend(Item(worker, sequence, part) for part in range(parts))
             if name in self.tables:
                 self.tables[name].insert(fragment.rows[name])
+
+    @property
+    def size_bytes(self) -> int:
+        return sum(fragment.size_bytes for fragment in self.stored.values())
 
     def lease(self, name: str, learner: int, most: int, version: int) -> Any:
         """Up to `most` items of an interface for a learner at this version, the oldest first, at least one: waits for it.
@@ -137,7 +139,7 @@ class StreamShard(DatasetShard):
         self.open[fragment].discard((name, item.part))
         if not self.open[fragment]:
             del self.open[fragment]
-            self.size_bytes -= self.stored.pop(fragment).size_bytes
+            del self.stored[fragment]
 
     def end(self) -> None:
         """Training is over: nobody waits for items any more."""

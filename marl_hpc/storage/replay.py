@@ -9,7 +9,10 @@ F fragments in the ring, T steps, B copies, L steps of an item.
 
 from __future__ import annotations
 
+import math
+import tempfile
 from collections.abc import Mapping
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -52,10 +55,13 @@ class SumTree:
 
 
 class ReplayTable:
-    """One shard's part of an interface's replay, a `share` in (0, 1] of it all."""
+    """One shard's part of an interface's replay, a `share` in (0, 1] of it all.
 
-    def __init__(self, config: ReplayConfig, share: float) -> None:
-        self.config, self.share = config, share
+    It takes at most `capacity_bytes`, and lies in a file in the folder `spill` instead of in memory where one is given.
+    """
+
+    def __init__(self, config: ReplayConfig, share: float, capacity_bytes: float = math.inf, spill: Path | None = None) -> None:
+        self.config, self.share, self.capacity_bytes, self.spill = config, share, capacity_bytes, spill
         self.inserted = 0  # fragments
         self.rings: dict[str, np.ndarray] = {}  # rows [F, T, B, row]; memories [F, C, B, …]
         self.tree: SumTree | None = None
@@ -67,7 +73,14 @@ class ReplayTable:
         if not self.rings:
             steps, copies = arrays["rows"].shape[:2]
             fragments = max(1, int(self.config.capacity * self.share) // (steps * copies))
-            self.rings = {name: np.zeros((fragments, *x.shape), x.dtype) for name, x in arrays.items()}
+            size_bytes = sum(x.nbytes for x in arrays.values())
+            if size_bytes > self.capacity_bytes:
+                raise ValueError(
+                    f"dataset.replay_bytes={self.capacity_bytes:.0f} doesn't hold one fragment of {size_bytes} bytes; raise it, or lower "
+                    "rollout.fragment or rollout.envs"
+                )
+            fragments = int(min(fragments, self.capacity_bytes // size_bytes))
+            self.rings = {name: self.allocate((fragments, *x.shape), x.dtype) for name, x in arrays.items()}
             if self.config.priority_exponent > 0:
                 self.tree = SumTree(fragments * self.items)
         slot = self.inserted % len(self.rings["rows"])
@@ -77,6 +90,14 @@ class ReplayTable:
         if self.tree is not None:
             places = slot * self.items + np.arange(self.items)
             self.tree.set(places, np.full(len(places), self.highest**self.config.priority_exponent))
+
+    def allocate(self, shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
+        """Zeros, in memory or in a file that goes with this process."""
+        if self.spill is None:
+            return np.zeros(shape, dtype)
+        self.spill.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=self.spill, prefix="replay-") as file:
+            return np.memmap(file, dtype, "w+", shape=shape)
 
     @property
     def items(self) -> int:
@@ -148,13 +169,20 @@ class ReplayTable:
         return {**state, "inserted": torch.tensor(self.inserted), "highest": torch.tensor(self.highest, dtype=torch.float64)}
 
     def load_state(self, state: Mapping[str, Tensor]) -> None:
-        self.rings = {name.removeprefix("ring."): x.numpy().copy() for name, x in state.items() if name.startswith("ring.")}
+        self.rings = {}
+        for name, x in state.items():
+            if name.startswith("ring."):
+                ring = self.allocate(tuple(x.shape), x.numpy().dtype)
+                ring[:] = x.numpy()
+                self.rings[name.removeprefix("ring.")] = ring
         self.inserted, self.highest = int(state["inserted"]), float(state["highest"])
         if "tree" in state:
             self.tree = SumTree(len(self.rings["rows"]) * self.items)
             self.tree.nodes[:] = state["tree"].numpy()
 
 
-def table_for(config: ReplayConfig | None, share: float) -> ReplayTable | None:
+def table_for(
+    config: ReplayConfig | None, share: float, capacity_bytes: float = math.inf, spill: Path | None = None
+) -> ReplayTable | None:
     """The table that an algorithm asks for, or None where each fragment is learned from once."""
-    return None if config is None else ReplayTable(config, share)
+    return None if config is None else ReplayTable(config, share, capacity_bytes, spill)

@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from marl_hpc.config import ConfigError, Roles
-from marl_hpc.roles.assign import KINDS, Role, assign, count_roles, table
+from marl_hpc.roles.assign import KINDS, Role, assign, count_roles, nearest, table
 
 
 def counts_of(learner, rollout, parameter, dataset, inference=0):
@@ -171,3 +171,15 @@ def test_more_dataset_shards_than_workers_is_refused(roles, size):
 
 def test_unset_dataset_shards_never_outnumber_the_workers():
     assert count_roles(Roles(rollout=1, learner=29, parameter=1), 32) == counts_of(29, 1, 1, 1)
+
+
+@given(st.lists(st.sampled_from("abc"), min_size=1, max_size=9), st.data())
+def test_every_dataset_shard_has_workers_and_those_of_its_own_host_first(workers, data):
+    shards = data.draw(st.lists(st.sampled_from("abc"), min_size=1, max_size=len(workers)))
+    chosen = nearest(workers, shards)
+    loads = [chosen.count(shard) for shard in range(len(shards))]
+    share = -(-len(workers) // len(shards))
+    assert min(loads) >= 1
+    assert max(loads) <= share
+    if len(workers) % len(shards) == 0 and sorted(shards * share) == sorted(workers):
+        assert all(workers[w] == shards[s] for w, s in enumerate(chosen))  # nobody writes across hosts where nobody has to

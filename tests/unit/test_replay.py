@@ -289,7 +289,7 @@ def test_parts_of_a_draw_are_together_the_batch_and_priorities_reach_their_shard
     workers = 3
     config = ReplayConfig(capacity=1000, batch=batch, length=3, priority_exponent=1.0)
     tables = shards_of(shards, workers, config)
-    client = DatasetClient([LocalPeer(f"dataset/{i}", shard) for i, shard in enumerate(tables)], World(), Clock(), B)
+    client = DatasetClient([LocalPeer(f"dataset/{i}", shard) for i, shard in enumerate(tables)], World(), Clock(), B, [0, 1])
     for worker in range(workers):
         insert(tables[worker % shards], worker, 0)
     whole = client.draw(0, "a", config, 48, 0, 1)
@@ -327,7 +327,9 @@ def test_weights_are_relative_to_the_largest_of_all_shards():
         def draw(self, iteration, interface, updates, batch):
             return {"items": drawn(self.table, updates, batch)}
 
-    client = DatasetClient([LocalPeer(f"dataset/{i}", Ready(likely)) for i, likely in enumerate((1.0, 9.0))], World(), Clock(), B)
+    client = DatasetClient(
+        [LocalPeer(f"dataset/{i}", Ready(likely)) for i, likely in enumerate((1.0, 9.0))], World(), Clock(), B, [0, 1]
+    )
     whole = client.draw(0, "a", config, 32, 0, 1)
     found = {}
     for shard, place, weight in zip(*(whole[name].flatten().tolist() for name in ("shard", "place", "weight")), strict=True):
@@ -351,3 +353,29 @@ def test_priorities_of_items_that_were_overwritten_meanwhile_change_nothing():
     assert set(rows.tolist()) == {1, 2}
     assert set(table.tree.get(np.arange(4))) == {5.000001}
     assert set(table.tree.get(np.arange(4, 8))) == {1.0}
+
+
+@pytest.mark.parametrize("spilled", [False, True])
+def test_a_million_transitions_stay_within_their_bytes(tmp_path, spilled):
+    limit = 4_000_000
+    config = ReplayConfig(capacity=10**9, batch=4, length=1)
+    table = ReplayTable(config, 1.0, limit, tmp_path / "spill" if spilled else None)
+    for number in range(100):
+        table.insert({"rows": torch.full((100, 100, 16), number, dtype=torch.uint8)})
+    held = sum(ring.nbytes for ring in table.rings.values())
+    assert limit - 160_000 < held <= limit
+    assert table.steps == held // 16
+    assert isinstance(table.rings["rows"], np.memmap) == spilled
+    drawn = table.draw(np.random.default_rng(0), 2, 500)["rows"]
+    assert set(drawn.unique().tolist()) == set(range(75, 100))  # the newest of a million
+    assert list(tmp_path.rglob("replay-*")) == []  # its file goes with the process, however that ends
+    again = ReplayTable(config, 1.0, limit, tmp_path / "spill" if spilled else None)
+    again.load_state(table.state())
+    assert isinstance(again.rings["rows"], np.memmap) == spilled
+    assert torch.equal(again.draw(np.random.default_rng(0), 2, 500)["rows"], drawn)
+
+
+def test_bytes_that_hold_no_fragment_are_refused():
+    table = ReplayTable(ReplayConfig(capacity=100, batch=4, length=1), 1.0, 10)
+    with pytest.raises(ValueError, match=r"dataset.replay_bytes=10 .* 16 bytes"):
+        table.insert({"rows": torch.zeros(2, 2, 4, dtype=torch.uint8)})

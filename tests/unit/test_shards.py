@@ -45,6 +45,21 @@ def shard_of(workers=(0,), consumers=1, capacity=2, start=0):
 # dataset shard
 
 
+def test_fragments_ahead_wait_for_room_in_bytes_and_those_that_are_due_never_do():
+    size_bytes = sum(x.nbytes for tensors in rows_of(0, 0).values() for x in tensors.values())
+    shard = DatasetShard(0, (0, 1), 1, 2, 0, capacity_bytes=2.5 * size_bytes)
+    assert insert(shard, 0, 0) is True
+    assert insert(shard, 0, 1) is True
+    assert insert(shard, 1, 0) is True  # due, though there is no room
+    waiting = insert(shard, 1, 1)
+    assert parked(waiting)
+    shard.acknowledge(0, "a", 0)
+    assert value(waiting) is True
+    small = DatasetShard(0, (0, 1), 1, 2, 0, capacity_bytes=1.5 * size_bytes)
+    with pytest.raises(ValueError, match=r"dataset\.queue_bytes"):
+        insert(small, 0, 0)
+
+
 def test_sample_waits_until_every_worker_has_delivered():
     shard = shard_of(workers=(0, 2))
     answer = shard.sample(0, "a", 0, 1)
