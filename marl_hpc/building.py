@@ -55,6 +55,7 @@ class Builder:
             config, self.counts["rollout"], *((resumed[1].iteration, resumed[1].env_steps) if resumed else ())
         )
         self.plans = paradigms.plan(config, self.spec)
+        self.dtype: torch.dtype = getattr(torch, config.dtype)
         self.nearest = self.shards_of_workers()
         self.interfaces = paradigms.hosts([plan.interface.name for plan in self.plans], self.counts["learner"])
 
@@ -67,7 +68,9 @@ class Builder:
         return nearest(workers, shards)
 
     def parameter(self, index: int) -> Any:
-        return ParameterShard(index, tuple(name for plan in self.plans for name in plan.interface.policies))
+        return ParameterShard(
+            index, tuple(name for plan in self.plans for name in plan.interface.policies), self.config.rollout.transfer
+        )
 
     def dataset(self, index: int) -> DatasetShard:
         consumers = sum(len(hosts) for hosts in self.interfaces.values())
@@ -116,7 +119,7 @@ class Builder:
         return [
             plan.agent(
                 plan.algorithm, plan.options, plan.interface, exchanges[plan.interface.name], device=device,
-                dtype=getattr(torch, self.config.dtype), seed=integer(self.config.seed, GROUP, place),
+                dtype=self.dtype, seed=integer(self.config.seed, GROUP, place),
             )
             for place, plan in enumerate(self.plans)
             if index in self.interfaces[plan.interface.name]
@@ -162,21 +165,20 @@ class Builder:
         if inference:
             peer = inference[index % len(inference)]
             return InferenceClient(peer, index, self.policies(outlines=True), self.world, clock)
-        return OwnPolicies(self.policies(), ParameterClient(parameters, self.world, clock).pull)
+        return OwnPolicies(self.policies(), ParameterClient(parameters, self.world, clock, self.dtype).pull)
 
     def inference(self, index: int, parameters: list[Peer], clock: Clock, *, alone: bool = False) -> InferenceServer:
         device = torch.device(self.job["devices"][self.world.rank])
         policies = {name: policy.to(device) for name, policy in self.policies().items()}
         workers = len([w for w in range(self.counts["rollout"]) if w % self.counts["inference"] == index])
-        client = ParameterClient(parameters, self.world, clock)
+        client = ParameterClient(parameters, self.world, clock, self.dtype)
         return InferenceServer(index, policies, client, workers, self.config.inference, clock, alone=alone)
 
     def policies(self, *, outlines: bool = False) -> dict[str, PolicyNetwork]:
         """Every policy of the run; a version that is pulled fills them. `outlines` have shapes and no numbers."""
-        dtype = getattr(torch, self.config.dtype)
         with torch.device("meta") if outlines else nullcontext():
             return {
-                name: build_policy(groups, plan.algorithm.network(plan.options, plan.interface)).to(dtype)
+                name: build_policy(groups, plan.algorithm.network(plan.options, plan.interface)).to(self.dtype)
                 for plan in self.plans
                 for name, groups in plan.interface.policies.items()
             }
@@ -193,7 +195,9 @@ class AsynchronousBuilder(Builder):
             for name, hosts in self.interfaces.items()
         }
         coordinator = Coordinator(clocks, self.config.budget.env_steps, self.config.evaluate.every_steps) if index == 0 else None
-        return OptimizingShard(index, self.counts["parameter"], coordinator, self.resumed[0] if self.resumed else None)
+        return OptimizingShard(
+            index, self.counts["parameter"], coordinator, self.resumed[0] if self.resumed else None, self.config.rollout.transfer
+        )
 
     def dataset(self, index: int) -> StreamShard:
         workers, tables = self.tables(index)
@@ -228,7 +232,7 @@ class AsynchronousBuilder(Builder):
     ) -> AsynchronousWorker:
         data = DatasetServers(dataset, self.world, clock, self.config.rollout.envs, self.nearest)
         worker = AsynchronousWorker(*self.collecting(index), OwnPolicies(self.policies()), data, self.schedule, self.world, clock)
-        worker.parameters = ParameterServers(parameters, self.world, clock)
+        worker.parameters = ParameterServers(parameters, self.world, clock, self.dtype)
         return worker
 
 

@@ -44,6 +44,9 @@ class Roles:
 class Rollout:
     envs: int = 16  # copies of the environment per rollout worker
     fragment: int = 100  # steps of each copy in one fragment
+    transfer: str = (
+        "full"  # how policies are sent to who acts by them: full | bfloat16 | delta (bfloat16 differences; half the bytes)
+    )
     max_lag: int = 1  # 0: strict lockstep; 1: fragment k+1 is collected with version k while the learner works on fragment k
 
 
@@ -153,6 +156,7 @@ class Config:
 
 CHOICES = {
     "sync.name": ("bsp", "asp", "bap"),
+    "rollout.transfer": ("full", "bfloat16", "delta"),
     "sync.gradients": ("float32", "bfloat16"),
     "team_reward": ("mean", "sum", "individual"),
     "cluster.membership": ("elastic", "static"),

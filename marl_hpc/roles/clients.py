@@ -17,6 +17,7 @@ from marl_hpc.comm.peers import Peer, Pending
 from marl_hpc.metrics import Clock
 from marl_hpc.roles.acting import Answer, Question
 from marl_hpc.roles.parameter import slices
+from marl_hpc.storage.transfer import Receiver
 from marl_hpc.types import ReplayConfig
 
 
@@ -89,6 +90,11 @@ class _Client:
 class ParameterClient(_Client):
     """All parameter shards. A reader names the version it wants, so the shards' answers always fit together."""
 
+    def __init__(self, peers: Sequence[Peer], world: World, clock: Clock, dtype: torch.dtype = torch.float32) -> None:
+        super().__init__(peers, world, clock)
+        self.dtype = dtype
+        self.receivers: dict[tuple[str, int], Receiver] = {}  # of each policy and shard
+
     def publish(self, policy: str, version: int, values: Tensor) -> None:
         """Store a policy's version on every shard; when this returns, it can be read whole. `values` must not change any more."""
         cuts = slices(len(values), len(self.peers))
@@ -102,7 +108,10 @@ class ParameterClient(_Client):
 
     def ask(self, version: int) -> list[Pending]:
         """The beginning of `pull`: a call to each shard."""
-        return [peer.call("pull", version) for peer in self.peers]
+        return [
+            peer.call("pull", version, max((r.have for (_, at), r in self.receivers.items() if at == shard), default=-1))
+            for shard, peer in enumerate(self.peers)
+        ]
 
     def take(self, calls: Sequence[Pending], version: int) -> dict[str, Tensor] | int:
         """The end of `pull`."""
@@ -114,7 +123,13 @@ class ParameterClient(_Client):
         for answer in answers:
             if "final" in answer:
                 return answer["final"]
-        return {name: torch.cat([answer["values"][name] for answer in answers]) for name in answers[0]["values"]}
+        return {
+            name: torch.cat([
+                self.receivers.setdefault((name, shard), Receiver(self.dtype)).receive(version, answer["values"][name])
+                for shard, answer in enumerate(answers)
+            ])
+            for name in answers[0]["values"]
+        }  # fmt: skip
 
     def finish(self, version: int) -> None:
         for call in [peer.call("finish", version) for peer in self.peers]:

@@ -23,6 +23,7 @@ from torch import Tensor
 from marl_hpc.comm.peers import Parking
 from marl_hpc.roles.coordinator import Coordinator
 from marl_hpc.storage.checkpoint import checksum
+from marl_hpc.storage.transfer import Sender
 from marl_hpc.storage.vectors import Update, VectorSlice, VersionGone, resliced
 
 KEPT = 4  # published versions; readers lag by at most one, and publishing waits for nobody
@@ -31,8 +32,10 @@ KEPT = 4  # published versions; readers lag by at most one, and publishing waits
 class ParameterShard:
     handlers = ("publish", "pull", "finish", "save")
 
-    def __init__(self, index: int, policies: tuple[str, ...]) -> None:
+    def __init__(self, index: int, policies: tuple[str, ...], transfer: str = "full") -> None:
+        """`transfer`: how policies are sent to their readers, see `storage.transfer`."""
         self.index, self.policies = index, policies
+        self.senders = {policy: Sender(transfer) for policy in policies}
         self.parking = Parking()
         self.versions: dict[int, dict[str, Tensor]] = {}
         self.final: int | None = None
@@ -45,15 +48,16 @@ class ParameterShard:
                 del self.versions[old]
             self.parking.settle()
 
-    def pull(self, version: int) -> Any:
-        """{policy: slice} of exactly this version, when all policies have it; {"final": version} if training ended before it."""
+    def pull(self, version: int, have: int = -1) -> Any:
+        """{policy: slice} of exactly this version, when all policies have it, as it is sent to a reader who has version `have`;
+        {"final": version} if training ended before it."""
 
         def ready() -> dict[str, Any] | None:
             if self.final is not None and version > self.final:
                 return {"final": self.final}
             stored = self.versions.get(version, {})
             if len(stored) == len(self.policies):
-                return {"values": dict(stored)}
+                return {"values": {name: self.senders[name].send(version, values, have) for name, values in stored.items()}}
             newest = max(self.versions, default=-1)
             if version < newest and version not in self.versions:
                 raise LookupError(f"parameter/{self.index} keeps {KEPT} versions, the newest {newest}; version {version} is gone")
@@ -86,11 +90,14 @@ class OptimizingShard:
         "define", "stage", "commit", "read", "latest", "newest", "pinned", "learned", "status", "counts", "hold", "release", "save", "end", "leave", "unpin",
     )  # fmt: skip
 
-    def __init__(self, index: int, shards: int, coordinator: Coordinator | None, checkpoint: Path | None = None) -> None:
-        """With a `checkpoint` the vectors go on from its files, however many shards wrote them."""
+    def __init__(
+        self, index: int, shards: int, coordinator: Coordinator | None, checkpoint: Path | None = None, transfer: str = "full"
+    ) -> None:
+        """`transfer`: how policies are sent to their readers, see `storage.transfer`. With a `checkpoint` the vectors go on from its files, however many shards wrote them."""
         self.index, self.shards, self.coordinator = index, shards, coordinator
         self.parking = Parking()
         self.vectors: dict[str, VectorSlice] = {}
+        self.transfer, self.senders = transfer, {}
         self.readable: dict[str, int] = {}  # how many numbers of each slice are policies': what rollout workers read
         self.loaded = [load_file(path) for path in shard_files(checkpoint)] if checkpoint else []
         if coordinator is not None and self.loaded:
@@ -116,7 +123,7 @@ class OptimizingShard:
             if self.loaded:
                 states = [belonging(record, f"vector.{name}") for record in self.loaded]
                 vector.load_state(resliced(states, size, cut, [(start, stop) for start, stop, _ in parts]))
-            self.vectors[name] = vector
+            self.vectors[name], self.senders[name] = vector, Sender(self.transfer)
             self.readable[name] = max(0, min(policies, cut.stop) - cut.start)
             self.parking.settle()
 
@@ -160,9 +167,10 @@ class OptimizingShard:
             "version": vector.version, "updates": course.updates, "values": vector.values, "order": [tuple(update) for update in course.order], "moments": course.values.moments.clone(),
         }  # fmt: skip
 
-    def newest(self, have: dict[str, int]) -> Any:
+    def newest(self, have: dict[str, tuple[int, int]]) -> Any:
         """Shard 0: what a rollout worker wants to know: for each interface its version, values of the policies where they are newer
-        than what the worker has, and the order; and `status`. Waits until all vectors are defined."""
+        than the version that the worker has, as they are sent to a reader with the base that it has, and the order; and `status`. `have`
+        is {interface: (version, base)}. Waits until all vectors are defined."""
         coordinator = self._coordinator()
 
         def ready() -> dict[str, Any] | None:
@@ -170,18 +178,17 @@ class OptimizingShard:
                 return None
             found = {}
             for name, vector in self.vectors.items():
-                if vector.version > have.get(name, -1):
-                    found[name] = (
-                        vector.version,
-                        vector.values[: self.readable[name]],
-                        [tuple(update) for update in coordinator.courses[name].order],
-                    )
+                version, base = have.get(name, (-1, -1))
+                if vector.version > version:
+                    sent = self.senders[name].send(vector.version, vector.values[: self.readable[name]], base)
+                    found[name] = (vector.version, sent, [tuple(update) for update in coordinator.courses[name].order])
             return {"newer": found, **coordinator.status()}
 
         return self.parking.answer(ready)
 
-    def read(self, name: str, version: int, order: list[Update], policies: bool) -> Any:
-        """This shard's slice of exactly this version, all of it or the policies' part; {"gone": version} where it isn't kept."""
+    def read(self, name: str, version: int, order: list[Update], policies: bool = False, base: int = -1) -> Any:
+        """This shard's slice of exactly this version, all of it or the policies' part as it is sent to a reader with that `base`;
+        {"gone": version} where it isn't kept."""
 
         def ready() -> dict[str, Any] | None:
             vector = self.vectors.get(name)
@@ -191,7 +198,7 @@ class OptimizingShard:
                 values = vector.read(version, [Update(*update) for update in order])
             except VersionGone:
                 return {"gone": vector.version}
-            return {"values": values[: self.readable[name]] if policies else values}
+            return {"values": self.senders[name].send(version, values[: self.readable[name]], base) if policies else values}
 
         return self.parking.answer(ready)
 

@@ -15,6 +15,7 @@ from marl_hpc.comm.peers import Peer, Pending
 from marl_hpc.metrics import Clock
 from marl_hpc.roles.clients import Batch, DatasetClient, Stopping, World, _Client
 from marl_hpc.roles.parameter import slices
+from marl_hpc.storage.transfer import Receiver
 
 
 class Exchanged(NamedTuple):
@@ -36,6 +37,12 @@ class Newest(NamedTuple):
 
 class ParameterServers(_Client):
     """All parameter shards, in asynchronous training. Shard 0 is asked first: it says which version to read from the others."""
+
+    def __init__(self, peers: Sequence[Peer], world: World, clock: Clock, dtype: torch.dtype = torch.float32) -> None:
+        super().__init__(peers, world, clock)
+        self.dtype = dtype
+        self.names: set[str] = set()  # interfaces that have been read
+        self.receivers: dict[tuple[str, int], Receiver] = {}  # of each interface and shard
 
     def define(self, name: str, values: Tensor, policies: int, parts: list[tuple[int, int, dict[str, Any]]]) -> None:
         """An interface's vector as training starts, unless a learner or a checkpoint has said before; `policies` of its numbers are the
@@ -68,34 +75,51 @@ class ParameterServers(_Client):
         return self.whole(name, self._wait(self.peers[0].call("latest", name), "parameter shards"))
 
     def whole(self, name: str, answer: dict[str, Any]) -> Exchanged:
-        """The vector of which shard 0 has answered its slice."""
-        version, values = self.read(name, answer["version"], answer["values"], answer["order"], policies=False)
-        return Exchanged(
-            version, answer["updates"], values, answer.get("dropped", False), answer["moments"], answer.get("status", {})
-        )
-
-    def read(self, name: str, version: int, first: Tensor, order: list[Any], *, policies: bool) -> tuple[int, Tensor]:
-        """(version, values) of which shard 0 has `first`; a newer version where the others don't keep that one any more."""
+        """The vector of which shard 0 has answered its slice; a newer one where the other shards don't keep that version any more."""
+        dropped, status = answer.get("dropped", False), answer.get("status", {})
         until = time.monotonic() + self.world.patience_s
         while time.monotonic() < until:
-            calls = [peer.call("read", name, version, order, policies) for peer in self.peers[1:]]
-            answers = [self._wait(call, "parameter shards") for call in calls]
-            if not any("gone" in answer for answer in answers):
-                return version, torch.cat([first, *(answer["values"] for answer in answers)])
-            newer = self._wait(self.peers[0].call("latest", name), "parameter shards")
-            version, order = newer["version"], newer["order"]
-            first = newer["values"][: len(first)]
-        raise TimeoutError(
-            f"no version of {name} could be read whole in {self.world.patience_s:.0f} s: updates come faster than reads"
-        )
+            rest = self.rest(name, [[answer["version"], answer["order"]]] * (len(self.peers) - 1))
+            if rest is not None:
+                values = torch.cat([answer["values"], *rest])
+                return Exchanged(answer["version"], answer["updates"], values, dropped, answer["moments"], status)
+            answer = self._wait(self.peers[0].call("latest", name), "parameter shards")
+        raise TimeoutError(self._outrun(name))
+
+    def rest(self, name: str, asked: list[list[Any]]) -> list[Any] | None:
+        """What the shards after the first answer to `read`, each asked for its own; None where one hasn't that version any more."""
+        calls = [peer.call("read", name, *own) for peer, own in zip(self.peers[1:], asked, strict=True)]
+        answers = [self._wait(call, "parameter shards") for call in calls]
+        return None if any("gone" in answer for answer in answers) else [answer["values"] for answer in answers]
 
     def newest(self, have: dict[str, int]) -> Newest:
         """Policies that are newer than those of these versions {interface: version}; one tiny reply where there are none."""
-        answer = self._wait(self.peers[0].call("newest", have), "parameter shards", lambda: "no learner has said what it trains")
-        policies, versions = {}, {}
-        for name, (version, first, order) in answer.pop("newer").items():
-            versions[name], policies[name] = self.read(name, version, first, order, policies=True)
-        return Newest(policies, versions, answer)
+        policies: dict[str, Tensor] = {}
+        versions: dict[str, int] = {}
+        until = time.monotonic() + self.world.patience_s
+        while time.monotonic() < until:
+            known = {name: (have.get(name, -1), self.receiver(name, 0).have) for name in self.names | have.keys()}
+            known |= dict.fromkeys(versions, (1 << 60, -1))  # those are here
+            answer = self._wait(
+                self.peers[0].call("newest", known), "parameter shards", lambda: "no learner has said what it trains"
+            )
+            newer = answer.pop("newer")
+            for name, (version, sent, order) in newer.items():
+                self.names.add(name)
+                own = [[version, order, True, self.receiver(name, shard).have] for shard in range(1, len(self.peers))]
+                rest = self.rest(name, own)
+                if rest is not None:
+                    parts = [self.receiver(name, shard).receive(version, part) for shard, part in enumerate([sent, *rest])]
+                    versions[name], policies[name] = version, torch.cat(parts)
+            if all(name in versions for name in newer):
+                return Newest(policies, versions, answer)
+        raise TimeoutError(self._outrun(", ".join(self.names)))
+
+    def receiver(self, name: str, shard: int) -> Receiver:
+        return self.receivers.setdefault((name, shard), Receiver(self.dtype))
+
+    def _outrun(self, name: str) -> str:
+        return f"no version of {name} could be read whole in {self.world.patience_s:.0f} s: updates come faster than reads"
 
     def pinned(self, pin: str) -> tuple[dict[str, Tensor], dict[str, int]]:
         """({interface: its policies' flat parameters}, versions) of a pin."""

@@ -93,3 +93,15 @@ def test_gradients_sent_in_half_the_bytes_train_nearly_alike(tmp_path):
     for key, values in results[0].items():
         assert not torch.equal(values, results[1][key]) or values.numel() < 8
         torch.testing.assert_close(results[1][key], values, rtol=0.02, atol=2e-4)
+
+
+@pytest.mark.parametrize("sync", ["bsp", "asp"])
+def test_policies_sent_in_half_the_bytes_act_nearly_alike(tmp_path, sync):
+    deviations = {}
+    for kind in ("full", "bfloat16", "delta"):
+        lines = inline.train(
+            tmp_path / kind, "env=mpe_fast/simple_spread", f"sync={sync}", "rollout.max_lag=0", f"rollout.transfer={kind}", "budget.env_steps=200"
+        )
+        deviations[kind] = max(line["loss/first_ratio_deviation"] for line in lines if "loss/first_ratio_deviation" in line)
+    assert deviations["full"] < 1e-5
+    assert 0 < deviations["delta"] < deviations["bfloat16"] < 0.1

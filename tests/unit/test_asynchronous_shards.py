@@ -301,6 +301,6 @@ def test_readers_of_a_version_that_is_gone_get_a_newer_whole_one():
     stale = servers._wait(servers.peers[0].call("latest", "a"), "shards")
     for i in range(60):
         exchange(servers, 0, i, [-1.0, -1, -1, -1], base=i)
-    version, values = servers.read("a", stale["version"], stale["values"], stale["order"], policies=False)
+    version, _, values = servers.whole("a", stale)[:3]
     assert version == 60
     assert values.tolist() == [60] * 4

@@ -308,7 +308,7 @@ def test_pull_waits_for_its_version_of_every_policy():
     shard.publish("a", 0, torch.zeros(2))
     assert parked(answer)
     shard.publish("b", 0, torch.ones(3))
-    assert {name: x.tolist() for name, x in value(answer)["values"].items()} == {"a": [0, 0], "b": [1, 1, 1]}
+    assert {name: x["full"].tolist() for name, x in value(answer)["values"].items()} == {"a": [0, 0], "b": [1, 1, 1]}
 
 
 def test_pull_gives_exactly_the_version_asked_for():
@@ -316,7 +316,7 @@ def test_pull_gives_exactly_the_version_asked_for():
     for version in range(3):
         shard.publish("a", version, torch.full((2,), float(version)))
     for version in range(3):
-        assert shard.pull(version)["values"]["a"].tolist() == [version, version]
+        assert shard.pull(version)["values"]["a"]["full"].tolist() == [version, version]
     assert parked(shard.pull(3))
 
 
@@ -343,7 +343,7 @@ def test_version_published_again_keeps_its_first_values():
     shard = ParameterShard(0, ("a",))
     shard.publish("a", 0, torch.zeros(2))
     shard.publish("a", 0, torch.ones(2))
-    assert shard.pull(0)["values"]["a"].tolist() == [0, 0]
+    assert shard.pull(0)["values"]["a"]["full"].tolist() == [0, 0]
 
 
 def test_finishing_answers_those_who_wait_for_later_versions():
@@ -353,7 +353,7 @@ def test_finishing_answers_those_who_wait_for_later_versions():
     shard.finish(3)
     assert value(waiting) == {"final": 3}
     assert shard.pull(9) == {"final": 3}
-    assert shard.pull(3)["values"]["a"].tolist() == [0]
+    assert shard.pull(3)["values"]["a"]["full"].tolist() == [0]
 
 
 def test_closed_parameter_shard_says_that_it_stops():
@@ -395,7 +395,7 @@ def test_readers_never_see_half_of_two_versions(moves):
             if answer is None:
                 answer = shard.pull(wanted)
             if not parked(answer):
-                got.append({name: int(x) for name, x in value(answer)["values"].items()})
+                got.append({name: int(x["full"]) for name, x in value(answer)["values"].items()})
                 answer, wanted = None, wanted + 1
             continue
         policy = move[-1]
