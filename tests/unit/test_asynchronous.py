@@ -100,7 +100,12 @@ def test_policies_sent_in_half_the_bytes_act_nearly_alike(tmp_path, sync):
     deviations = {}
     for kind in ("full", "bfloat16", "delta"):
         lines = inline.train(
-            tmp_path / kind, "env=mpe_fast/simple_spread", f"sync={sync}", "rollout.max_lag=0", f"rollout.transfer={kind}", "budget.env_steps=200"
+            tmp_path / kind,
+            "env=mpe_fast/simple_spread",
+            f"sync={sync}",
+            "rollout.max_lag=0",
+            f"rollout.transfer={kind}",
+            "budget.env_steps=200",
         )
         deviations[kind] = max(line["loss/first_ratio_deviation"] for line in lines if "loss/first_ratio_deviation" in line)
     assert deviations["full"] < 1e-5
