@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import re
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
@@ -49,23 +50,57 @@ def tables() -> str:
             f"| {name} | {row['env_steps_per_s']:,.0f} ({low:,.0f}–{high:,.0f}) | {row['env_steps_per_s'] / bare['env_steps_per_s']:.2f} "
             f"| {row['env_steps_per_cpu_s']:,.0f} | {row['env_steps_per_cpu_s'] / bare['env_steps_per_cpu_s']:.2f} |"
         )
-    return "\n".join(lines + learning() + spread() + improvement() + tictactoe())
+    return "\n".join(lines + matrix_games() + learning() + spread() + improvement() + tictactoe())
 
 
+MATRIX = {
+    "climbing": "climbing (best 275, usual trap 175, safe 125)",
+    "penalty0": "penalty, k = 0 (best 250)",
+    "penalty": "penalty, k = -100 (best 250, safe 50)",
+    "two_step": "two-step game, exploring uniformly throughout (best 8, safe 7)",
+}
 GAMES = {
-    "climbing": "climbing, 25 repeats (best 275, usual trap 175, safe 125)",
-    "penalty0": "penalty, k = 0, 25 repeats (best 250)",
-    "penalty": "penalty, k = -100, 25 repeats (best 250, safe 50)",
-    "two_step": "two-step game, uniform exploration throughout (best 8, safe 7)",
     "memory": "memory task, cue 20 steps earlier (best 1)",
-    "foraging": "Foraging-8x8-2p-2f-coop-v3 (best 1)",
+    "foraging": "Foraging-8x8-2p-2f-coop-v3, mean over its two agents (best 0.5)",
     "spread": "mpe2 simple_spread_v3, 3 agents",
     "speaker_listener": "mpe2 simple_speaker_listener_v4",
 }
 
 
+def matrix_games() -> list[str]:
+    """Greedy returns by seed, an algorithm a row."""
+    found = {suite: {name: finished(entry) for name, entry in entries(suite).items()} for suite in MATRIX}
+    names = sorted({name for runs in found.values() for name in runs})
+    if not names:
+        return []
+    runs = [run for suite in found.values() for done in suite.values() for run in done]
+    most = max(run["env_steps"] for run in runs)
+    commits = ", ".join(sorted({run["git"]["commit"][:8] for run in runs}))
+    return [
+        "",
+        "`python benchmarks/learning.py climbing penalty0 penalty two_step`: matrix games, 25 repeats where not said otherwise: the final",
+        f"policies' greedy return per agent by seed, after at most {most:,} environment steps. Each run is `marl-hpc",
+        f"experiment=climbing/mappo seed=0` and so on; commits {commits}.",
+        "",
+        "| algorithm | " + " | ".join(MATRIX.values()) + " |",
+        "|---" * (len(MATRIX) + 1) + "|",
+        *(
+            f"| {name} | "
+            + " | ".join(counted([r["greedy"]["return_mean"] for r in found[suite].get(name, [])]) for suite in MATRIX)
+            + " |"
+            for name in names
+        ),
+    ]
+
+
+def counted(values: list[float]) -> str:
+    """Each value, and how often it came where more than once in a row."""
+    groups = [(f"{round(value, 2):g}", len(list(same))) for value, same in groupby(values)]
+    return ", ".join(text if count == 1 else f"{text} × {count}" for text, count in groups) or "–"
+
+
 def learning() -> list[str]:
-    """One table of all that `benchmarks/learning.py` has run."""
+    """One table of what `benchmarks/learning.py` has run beside matrix games."""
     lines = [
         "",
         "`python benchmarks/learning.py`: final policies' return, mean over agents, sum over steps, on the original environments; each run is",
