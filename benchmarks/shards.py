@@ -15,6 +15,7 @@ import multiprocessing
 import os
 import socket
 import statistics
+import sys
 import threading
 import time
 from collections.abc import Callable
@@ -273,9 +274,12 @@ def data(seconds: float) -> dict[str, Any]:
 def main() -> None:
     from marl_hpc.comm import rpc
     from marl_hpc.comm.network import use_interface
+    from marl_hpc.comm.zygote import ALLOCATION
     from marl_hpc.summary import git_state, versions
 
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    if not os.environ.items() >= ALLOCATION.items():  # as role processes are started
+        os.execve(sys.executable, [sys.executable, *sys.argv], {**os.environ, **ALLOCATION})
     parser.add_argument("--seconds", type=float, default=1.5, help="of each measurement")
     parser.add_argument("--largest", type=int, default=SIZES[-1], help="bytes of the largest vector")
     arguments = parser.parse_args()
