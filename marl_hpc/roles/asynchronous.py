@@ -48,7 +48,7 @@ class AsynchronousLearner:
         self.learners = max(1, world.learners)
         self.batch = 0  # that this learner learns next
         self.status: dict[str, Any] = {}
-        self.saved: Any = None  # the last checkpoint that this learner had a part in
+        self.saves = 0  # checkpoints that this learner had a part in
         self.saved_steps = 0
 
     def resume(self, folder: Path) -> None:
@@ -90,8 +90,8 @@ class AsynchronousLearner:
         self.batch += 1
         if self.recorder is not None and batch is not None:
             self.record(metrics, batch)
-        elif self.status["saving"] != self.saved and self.index in self.savers:
-            self.save(self.status["saving"])
+        elif self.status["saving"] > self.saves and self.index in self.savers:
+            self.save()
         self.world.stamp()
         return not self.status["final"] and not self.status["failed"]
 
@@ -133,7 +133,7 @@ class AsynchronousLearner:
             self.parameters.end()
             self.status = self.parameters.status()
         elif self.status["env_steps"] - self.saved_steps >= self.config.checkpoint.every_steps and not self.status["final"]:
-            self.save((self.saved or 0) + 1)
+            self.save()
 
     def finish(self) -> bool:
         """Save and, unless stopped, evaluate the final versions. Raises FloatingPointError when somebody's numbers went wrong."""
@@ -141,12 +141,13 @@ class AsynchronousLearner:
         failed, stopped = self.status["failed"], not self.status["final"] and not self.status["failed"]
         if not stopped:
             self.dataset.end()
-        said = self.world.gather("ending", stopped)
-        stopped = any(said) and not failed
         for agent, _ in self.shares:
             agent.take(self.parameters.latest(agent.interface.name), stepped=False)
-        if self.index in self.savers:
-            self.save("end")
+        if self.recorder is not None:
+            self.save(last=True)
+        elif self.index in self.savers:
+            while not self.save():  # the lead may have begun another one before
+                pass
         if failed:
             self.world.gather("gave up", None)  # the first to raise ends the job
             raise FloatingPointError(f"{failed} (a checkpoint from before it is saved)")
@@ -170,8 +171,9 @@ class AsynchronousLearner:
     def announce_end(self) -> None:
         """Nothing to say: workers hear from the shards that training is over."""
 
-    def save(self, number: Any) -> None:
-        """A checkpoint: the shards write one version, while updates wait; then learners what isn't on the shards."""
+    def save(self, last: bool = False) -> bool:
+        """A checkpoint: the shards write one version, while updates wait; then learners what isn't on the shards. The lead says whether
+        it is the `last`; returned is what it has said."""
         deadline_s = self.config.timeouts.checkpoint_s * self.config.timeouts.scale
         with self.clock.computing("checkpoint"), self.world.allowing(deadline_s):
             files: dict[str, str] = {}
@@ -182,22 +184,23 @@ class AsynchronousLearner:
                 try:
                     files |= self.parameters.save(Path(folder), held["orders"], deadline_s)
                 finally:
-                    self.parameters.release(number)
-            said = self.world.gather(f"saving/{number}", folder, self.savers)
-            path = Path(next(filter(None, said)))
+                    self.parameters.release(self.saves + 1)
+            said = self.world.gather(f"saving/{self.saves}", [folder, last], self.savers)
+            path, last = next((Path(name), final) for name, final in said if name)
             for agent, first in self.shares:
                 if first:
                     own = path / f"learner-{agent.interface.name}.safetensors"
                     save_file({name: x.detach().cpu().contiguous() for name, x in agent.algorithm.state().items()}, own)
                     files[own.name] = checkpoint.checksum(own)
                     export(self.run_dir, agent.agent, agent.version)
-            for written in self.world.gather(f"written/{number}", files, self.savers):
+            for written in self.world.gather(f"written/{self.saves}", files, self.savers):
                 files |= written
             if self.recorder is not None:
                 files |= self.dataset.save(path, deadline_s)
                 self.recorder.complete(path, held, files)
                 self.saved_steps = held["env_steps"]
-            self.saved = number
+            self.saves += 1
+        return last
 
 
 class AsynchronousWorker(RolloutWorker):

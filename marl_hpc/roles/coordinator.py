@@ -44,7 +44,7 @@ class Coordinator:
         self.budget, self.evaluate_every = budget, evaluate_every
         self.evaluation = 0  # the newest one whose policies are pinned, in multiples of evaluate_every
         self.collected = 0  # the newest one that nobody asks for any more
-        self.saving: Any = None  # the checkpoint that learners add their files to
+        self.saving = 0  # checkpoints that learners have been asked to add their files to
         self.final = False
         self.failed = ""
         self.held = False

@@ -274,8 +274,8 @@ class OptimizingShard:
             orders = {name: [tuple(update) for update in course.order] for name, course in coordinator.courses.items()}
             return {"orders": orders, "learned": coordinator.batches, **coordinator.status()}
 
-    def release(self, saving: Any) -> None:
-        """Shard 0: go on. Learners that have something to add to the checkpoint `saving` are told by `status`."""
+    def release(self, saving: int) -> None:
+        """Shard 0: go on. Learners that have something to add to this checkpoint, the one of this number, are told by `status`."""
         coordinator = self._coordinator()
         with self.parking.lock:
             coordinator.held, coordinator.saving = False, saving

@@ -163,7 +163,7 @@ class ParameterServers(_Client):
 
         return dict(self._wait(call, "parameter shards", lambda peer=peer: describe(peer), deadline_s) for peer, call in calls)
 
-    def release(self, saving: Any) -> None:
+    def release(self, saving: int) -> None:
         self._wait(self.peers[0].call("release", saving), "parameter shards")
 
     def _waits(self) -> str:

@@ -71,8 +71,9 @@ def test_a_killed_learners_work_since_the_checkpoint_is_done_again(tmp_path):
 
 def test_a_stopped_run_goes_on_with_other_numbers_of_shards_and_learners(tmp_path):
     run_dir = tmp_path / "run"
+    several = (*RUN, "sync=asp", "groups=separate")  # interfaces, not all of them the lead's
     budget = "budget.env_steps=100000000"
-    started = program.start(program.train(run_dir, *RUN, "sync=asp", budget), cwd=tmp_path)
+    started = program.start(program.train(run_dir, *several, budget), cwd=tmp_path)
     until_learned(run_dir, 2000)
     started.process.send_signal(signal.SIGTERM)
     program.join([started], code=75)
@@ -80,7 +81,7 @@ def test_a_stopped_run_goes_on_with_other_numbers_of_shards_and_learners(tmp_pat
     assert saved >= 2000
     budget = saved + 1500
     again = ("roles.parameter=1", "roles.learner=1", "run.resume=auto", f"budget.env_steps={budget}")
-    started = program.start(program.train(run_dir, *RUN, "sync=asp", *again), cwd=tmp_path)
+    started = program.start(program.train(run_dir, *several, *again), cwd=tmp_path)
     finish(started, run_dir, budget)
     first = next(line for line in learned(run_dir) if line["env_steps"] > saved)
     assert first["env_steps"] < saved + 500  # it went on from there
