@@ -71,7 +71,7 @@ def shard(index: int, shards: int) -> Any:
 def optimizing(index: int, shards: int) -> Any:
     from marl_hpc.clocks import Clocks
     from marl_hpc.roles.coordinator import Coordinator
-    from marl_hpc.roles.parameter import OptimizingShard
+    from marl_hpc.roles.optimizing import OptimizingShard
 
     coordinator = Coordinator({"a": Clocks(range(8))}, 1 << 60, 1 << 60) if index == 0 else None
     return OptimizingShard(index, shards, coordinator)

@@ -28,7 +28,8 @@ from marl_hpc.roles.coordinator import Coordinator
 from marl_hpc.roles.dataset import DatasetShard
 from marl_hpc.roles.inference import InferenceServer
 from marl_hpc.roles.learner import Learner, Replica
-from marl_hpc.roles.parameter import OptimizingShard, ParameterShard
+from marl_hpc.roles.optimizing import OptimizingShard
+from marl_hpc.roles.parameter import ParameterShard
 from marl_hpc.roles.recorder import AsynchronousRecorder, Recorder
 from marl_hpc.roles.rollout import RolloutWorker
 from marl_hpc.roles.schedule import Schedule

@@ -141,6 +141,7 @@ class AsynchronousLearner:
         failed, stopped = self.status["failed"], not self.status["final"] and not self.status["failed"]
         if not stopped:
             self.dataset.end()
+        self.parameters.leave(self.index)
         for agent, _ in self.shares:
             agent.take(self.parameters.latest(agent.interface.name), stepped=False)
         if self.recorder is not None:

@@ -11,7 +11,7 @@ from safetensors.torch import load_file
 from marl_hpc.clocks import Clocks
 from marl_hpc.metrics import Clock
 from marl_hpc.roles.coordinator import Coordinator
-from marl_hpc.roles.parameter import OptimizingShard
+from marl_hpc.roles.optimizing import OptimizingShard
 from marl_hpc.roles.servers import ParameterServers
 from tests.rigs.baton import Baton, BatonPeer, Patient
 
