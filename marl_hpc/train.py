@@ -1,7 +1,7 @@
 """What a rank does: join the world, take the role that the table gives it, run it.
 
-`run_rank` is started by the rank's supervisor in a process forked for it. Read on in `roles/learner.py` and `roles/rollout.py`; the
-gradient step is in `agents/independent.py`.
+`run_rank` is started by the rank's supervisor in a process forked for it. `building.py` makes it; read on in `roles/learner.py` and `roles/rollout.py`. The
+gradient step is in `agents/interface.py`.
 """
 
 from __future__ import annotations
