@@ -69,9 +69,9 @@ class Builder:
         return nearest(workers, shards)
 
     def parameter(self, index: int) -> Any:
-        return ParameterShard(
-            index, tuple(name for plan in self.plans for name in plan.interface.policies), self.config.rollout.transfer
-        )
+        names = tuple(name for plan in self.plans for name in plan.interface.policies)
+        checkpoint = self.resumed[0] if self.resumed else None
+        return ParameterShard(index, names, self.config.rollout.transfer, self.counts["parameter"], checkpoint)
 
     def dataset(self, index: int) -> DatasetShard:
         consumers = sum(len(hosts) for hosts in self.interfaces.values())

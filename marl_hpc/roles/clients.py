@@ -131,9 +131,25 @@ class ParameterClient(_Client):
             for name in answers[0]["values"]
         }  # fmt: skip
 
+    def pin(self, name: str, policy: str, version: int) -> None:
+        """Keep a version that is published under a name; see `storage.pins`. When this returns, it can be read whole."""
+        self._all("pin", name, policy, version)
+
+    def pinned(self, name: str) -> tuple[int, Tensor]:
+        """(version, flat parameters) of a pin."""
+        answers = self._all("pinned", name)
+        return answers[0][0], torch.cat([values for _, values in answers])
+
+    def unpin(self, name: str) -> None:
+        self._all("unpin", name)
+
     def finish(self, version: int) -> None:
-        for call in [peer.call("finish", version) for peer in self.peers]:
-            self._wait(call, "parameter shards")
+        self._all("finish", version)
+
+    def _all(self, method: str, *arguments: Any) -> list[Any]:
+        """What each shard answers."""
+        calls = [peer.call(method, *arguments) for peer in self.peers]
+        return [self._wait(call, "parameter shards") for call in calls]
 
     def save(self, folder: Path, version: int, deadline_s: float) -> dict[str, str]:
         """Each shard writes its file; returns {file name: checksum}. Raises TimeoutError after `deadline_s`."""

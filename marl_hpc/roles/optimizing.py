@@ -16,7 +16,7 @@ from torch import Tensor
 
 from marl_hpc.comm.peers import Parking
 from marl_hpc.roles.coordinator import Coordinator
-from marl_hpc.roles.parameter import slices
+from marl_hpc.roles.parameter import belonging, shard_files, slices
 from marl_hpc.storage.checkpoint import checksum
 from marl_hpc.storage.transfer import Sender
 from marl_hpc.storage.vectors import Update, VectorSlice, VersionGone, resliced
@@ -193,7 +193,7 @@ class OptimizingShard:
             for vector in self.vectors.values():
                 for name in [name for name in vector.pins if name.startswith("evaluation/")]:
                     if int(name.partition("/")[2]) <= evaluation:
-                        del vector.pins[name]
+                        vector.pins.drop(name)
             if self.coordinator is not None:
                 self.coordinator.collected = max(self.coordinator.collected, evaluation)
 
@@ -242,12 +242,3 @@ class OptimizingShard:
         if self.coordinator is None:
             raise LookupError(f"parameter/{self.index} decides no order: ask parameter/0")
         return self.coordinator
-
-
-def shard_files(folder: Path) -> list[Path]:
-    return sorted(folder.glob("parameter-*.safetensors"), key=lambda path: int(path.stem.rpartition("-")[2]))
-
-
-def belonging(record: dict[str, Tensor], owner: str) -> dict[str, Tensor]:
-    """The entries of one owner, without its name."""
-    return {key.removeprefix(f"{owner}."): x for key, x in record.items() if key.startswith(f"{owner}.")}

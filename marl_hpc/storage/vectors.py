@@ -9,7 +9,6 @@ L learners, P numbers in the slice.
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
 
@@ -18,6 +17,7 @@ from torch import Tensor
 
 from marl_hpc import optimizers
 from marl_hpc.optimizers import OptimizerSpec
+from marl_hpc.storage.pins import Pins
 
 KEPT, KEPT_BYTES = 16, 2**28  # versions, fewer where they are large, but never less than 3
 EVERY_PART = -1
@@ -48,7 +48,7 @@ class VectorSlice:
         self.applied: dict[int, int] = {}  # learner -> sequence
         self.kept: dict[int, Tensor] = {0: self.values}
         self.keeps = max(3, min(KEPT, KEPT_BYTES // max(1, values.nbytes)))
-        self.pins: dict[str, tuple[int, Tensor, str]] = {}  # name -> version, values, their hash
+        self.pins = Pins()
 
     def stage(self, learner: int, sequence: int, gradient: Tensor, part: int = EVERY_PART) -> None:
         """Keep a gradient [P] until its place in the order is known. A repetition changes nothing."""
@@ -72,7 +72,7 @@ class VectorSlice:
             self.kept[self.version] = self.values
             self.kept.pop(self.version - self.keeps, None)
             for name in update.pins:
-                self.pins.setdefault(name, (self.version, self.values, content_hash(self.values)))
+                self.pins.keep(name, self.version, self.values)
 
     def _apply(self, update: Update) -> None:
         sequence, gradient, trained = self.staged.pop(update.learner, (None, None, None))
@@ -97,12 +97,7 @@ class VectorSlice:
     def pinned(self, name: str, order: Iterable[Update] = ()) -> tuple[int, Tensor]:
         """(version, values [P]) of a pin. Raises RuntimeError when somebody has written into it."""
         self.advance(order)
-        if name not in self.pins:
-            raise LookupError(f"nothing is pinned as {name!r}; pins: {', '.join(self.pins) or 'none'}")
-        version, values, expected = self.pins[name]
-        if content_hash(values) != expected:
-            raise RuntimeError(f"pinned version {name!r} has changed")
-        return version, values
+        return self.pins.read(name)
 
     def state(self) -> dict[str, Tensor]:
         """What training goes on from: values [P], the optimizers' buffers and the version; copies."""
@@ -118,7 +113,7 @@ class VectorSlice:
         for place, optimizer in enumerate(self.optimizers):
             prefix = f"{place}."
             optimizers.load_state(optimizer, {k.removeprefix(prefix): x for k, x in state.items() if k.startswith(prefix)})
-        self.staged, self.applied, self.kept, self.pins = {}, {}, {self.version: self.values}, {}
+        self.staged, self.applied, self.kept, self.pins = {}, {}, {self.version: self.values}, Pins()
 
 
 def resliced(states: Sequence[dict[str, Tensor]], size: int, cut: slice, parts: Sequence[tuple[int, int]]) -> dict[str, Tensor]:
@@ -138,7 +133,3 @@ def resliced(states: Sequence[dict[str, Tensor]], size: int, cut: slice, parts: 
             raise ValueError(f"a checkpoint with {len(whole)} numbers of {name}, where {stop - start} are expected")
         merged[name] = whole[max(0, cut.start - start) : max(0, cut.stop - start)].clone()
     return merged
-
-
-def content_hash(values: Tensor) -> str:
-    return hashlib.sha256(values.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes()).hexdigest()

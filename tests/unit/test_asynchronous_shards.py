@@ -206,7 +206,7 @@ def test_pinned_versions_never_change_and_are_noticed_when_they_do():
     found, versions = servers.pinned("evaluation/1")
     assert found["a"].tolist() == [1, 1, 1, 1]
     assert versions == {"a": 2}
-    shards[1].vectors["a"].pins["evaluation/1"][1].add_(1)
+    shards[1].vectors["a"].pins.read("evaluation/1")[1].add_(1)
     with pytest.raises(RuntimeError, match="has changed"):
         servers.pinned("evaluation/1")
     servers.unpin(1)

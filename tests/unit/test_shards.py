@@ -4,9 +4,13 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from rigs.baton import Patient
 from safetensors.torch import load_file
 from torch.futures import Future
 
+from marl_hpc.comm.peers import LocalPeer
+from marl_hpc.metrics import Clock
+from marl_hpc.roles.clients import ParameterClient
 from marl_hpc.roles.dataset import DatasetShard
 from marl_hpc.roles.parameter import KEPT, ParameterShard, slices
 from marl_hpc.storage.checkpoint import checksum
@@ -373,7 +377,46 @@ def test_saved_shard_holds_the_version_and_its_checksum(tmp_path):
     name, digest = shard.save(str(tmp_path), 0)
     assert name == "parameter-2.safetensors"
     assert digest == checksum(tmp_path / name)
-    assert {policy: x.tolist() for policy, x in load_file(tmp_path / name).items()} == {"a": [2, 3], "b": [4, 5]}
+    assert {key: x.tolist() for key, x in load_file(tmp_path / name).items()} == {"policy.a": [2, 3], "policy.b": [4, 5]}
+
+
+def pinning(shards):
+    peers = [LocalPeer(f"parameter/{i}", shard) for i, shard in enumerate(shards)]
+    return ParameterClient(peers, Patient(), Clock())
+
+
+def test_pinned_version_outlives_the_versions_and_never_changes():
+    shards = [ParameterShard(i, ("a",)) for i in range(2)]
+    client = pinning(shards)
+    client.publish("a", 0, torch.arange(5.0))
+    client.pin("first", "a", 0)
+    client.pin("first", "a", 0)  # a repetition
+    for version in range(1, KEPT + 2):
+        client.publish("a", version, torch.full((5,), float(version)))
+    version, values = client.pinned("first")
+    assert (version, values.tolist()) == (0, [0, 1, 2, 3, 4])
+    with pytest.raises(ValueError, match="'first' is pinned as version 0 already"):
+        client.pin("first", "a", KEPT + 1)
+    with pytest.raises(LookupError, match="version 0 of 'a' can't be pinned: parameter/0 keeps versions 2, 3, 4, 5"):
+        client.pin("again", "a", 0)
+    shards[1].pins.read("first")[1].add_(1)
+    with pytest.raises(RuntimeError, match="pinned version 'first' has changed"):
+        client.pinned("first")
+    client.unpin("first")
+    with pytest.raises(LookupError, match="nothing is pinned as 'first'; pins: none"):
+        client.pinned("first")
+
+
+@pytest.mark.parametrize("after", [1, 2, 5])
+def test_pins_go_on_from_a_checkpoint_over_another_number_of_shards(tmp_path, after):
+    client = pinning([ParameterShard(i, ("a", "b")) for i in range(2)])
+    for policy, values in {"a": torch.arange(5.0), "b": torch.arange(3.0)}.items():
+        client.publish(policy, 7, values)
+        client.pin(f"old {policy}", policy, 7)
+    client.save(tmp_path, 7, 10.0)
+    again = pinning([ParameterShard(i, ("a", "b"), shards=after, checkpoint=tmp_path) for i in range(after)])
+    assert [again.pinned("old a")[0], again.pinned("old a")[1].tolist()] == [7, [0, 1, 2, 3, 4]]
+    assert again.pinned("old b")[1].tolist() == [0, 1, 2]
 
 
 @given(st.integers(0, 200), st.integers(1, 12))
