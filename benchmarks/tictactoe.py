@@ -37,7 +37,6 @@ def play(run_dir: Path, seat: int, games: int) -> dict[str, float]:
             seen: Any
             seen, _, terminated, truncated, _ = env.last()
             if terminated or truncated:
-                reward = env.rewards[agents[seat]] or reward
                 env.step(None)
                 continue
             mask = seen["action_mask"]
