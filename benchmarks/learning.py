@@ -43,7 +43,7 @@ SUITES = {
     "penalty0": Suite(5, 4),
     "two_step": Suite(5, 4),
     "memory": Suite(5),
-    "foraging": Suite(3, play=("env.name=lbf/8x8-2p-2f-coop",)),
+    "foraging": Suite(3, 400, play=("env.name=lbf/8x8-2p-2f-coop",)),
     "spread": Suite(3, play=("env.name=mpe/simple_spread",)),
     "speaker_listener": Suite(10, play=("env.name=mpe/simple_speaker_listener",)),
     "tictactoe": Suite(3),

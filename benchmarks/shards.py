@@ -15,7 +15,9 @@ import multiprocessing
 import os
 import socket
 import statistics
+import subprocess
 import sys
+import tempfile
 import threading
 import time
 from collections.abc import Callable
@@ -27,6 +29,7 @@ import torch
 
 ROOT = Path(__file__).parent.parent
 KEY = b"k" * 32
+CROWD_BYTES = 4_000_000
 SIZES = (10_000, 100_000, 1_000_000, 10_000_000, 100_000_000, 400_000_000)  # bytes
 
 
@@ -102,14 +105,21 @@ class Started:
         self.rpc = rpc
 
     def peers(self) -> list[Any]:
-        for name, number, address in self.addresses:
-            self.rpc.introduce(name, number, address)
-        return [self.rpc.RpcPeer(name, name) for name, _, _ in self.addresses]
+        return peers_at(self.addresses)
 
     def end(self) -> None:
         for process in self.processes:
             process.kill()
             process.join()
+
+
+def peers_at(addresses: list[tuple[str, int, str]]) -> list[Any]:
+    """Peers of started roles, for this process."""
+    from marl_hpc.comm import rpc
+
+    for name, number, address in addresses:
+        rpc.introduce(name, number, address)
+    return [rpc.RpcPeer(name, name) for name, _, _ in addresses]
 
 
 def timed(call: Callable[[int], Any], seconds: float, least: int = 5) -> list[float]:
@@ -197,6 +207,63 @@ def transfers(size_bytes: int, shards: int, seconds: float) -> dict[str, Any]:
     return found
 
 
+def calling(addresses: Any, number: int, size_bytes: int, seconds: float, together: Any, said: Any) -> None:
+    """A process that reads the policies again and again, as a rollout worker does, then hands in gradients, as a learner does."""
+    from marl_hpc.comm import rpc
+    from marl_hpc.comm.network import use_interface
+    from marl_hpc.metrics import Clock
+    from marl_hpc.roles.servers import ParameterServers
+
+    os.environ.update(use_interface("lo"))
+    torch.set_num_threads(1)
+    rpc.sign_with(KEY)
+    rpc.join_elastic(f"client-{number}", 10_000 + number, 600.0)
+    servers = ParameterServers(peers_at(addresses), Patient(), Clock())  # type: ignore[arg-type]
+    values, sgd = torch.zeros(size_bytes // 4), {"name": "sgd", "lr": 0.1, "eps": 1e-5, "weight_decay": 0.0, "momentum": 0.0}
+    servers.define("a", values, len(values), [(0, len(values), sgd)])
+    base = [servers.latest("a").version]
+
+    def pull(_: int) -> None:
+        servers.receivers.clear()
+        servers.newest({})
+
+    def exchange(sequence: int) -> None:
+        base[0] = servers.exchange("a", number, sequence, values, -1, (base[0], 0), None).version
+
+    for name, call in {"pull": pull, "exchange": exchange}.items():
+        together.wait()
+        begun = time.perf_counter()
+        taken = timed(call, seconds)
+        said.put((name, taken, time.perf_counter() - begun))
+    together.wait()
+
+
+def crowd(size_bytes: int, shards: int, clients: int, seconds: float) -> dict[str, Any]:
+    """Several clients at once: what they get together, and what each waits."""
+    started = Started({f"optimizer{i}": partial(optimizing, i, shards) for i in range(shards)})
+    context = multiprocessing.get_context("spawn")
+    together, said = context.Barrier(clients), context.Queue()
+    processes = [
+        context.Process(target=calling, args=(started.addresses, number, size_bytes, seconds, together, said), daemon=True)
+        for number in range(clients)
+    ]
+    for process in processes:
+        process.start()
+    found: dict[str, list[Any]] = {"pull": [], "exchange": []}
+    for _ in range(2 * clients):
+        name, taken, wall_s = said.get(timeout=120)
+        found[name].append((taken, wall_s))
+    for process in processes:
+        process.join()
+    started.end()
+    table = {}
+    for name, each in found.items():
+        moved = size_bytes * (2 if name == "exchange" else 1)  # there and back
+        table[name] = row([x for taken, _ in each for x in taken], moved)
+        table[name]["gb_per_s"] = sum(len(taken) * moved / wall_s for taken, wall_s in each) / 1e9
+    return table
+
+
 def nothing_newer(seconds: float) -> dict[str, Any]:
     """A pull of nothing newer beside an RPC that carries nothing, idle and while the cores are busy."""
     from marl_hpc.metrics import Clock
@@ -268,7 +335,29 @@ def data(seconds: float) -> dict[str, Any]:
     found: dict[str, Any] = {name: row(times, size_bytes) for name, times in taken.items()}
     for entry in found.values():
         entry["transitions_per_s"] = 1e3 * steps * copies / entry["p50_ms"]
+    found["work"] = work(steps, copies)
+    found["share"] = {
+        "insert of collecting": found["insert"]["p50_ms"] / found["work"]["collect_ms"],
+        "sample of learning": found["sample"]["p50_ms"] / found["work"]["learn_ms"],
+    }
     return {"fragment_bytes": size_bytes, "transitions": steps * copies, **found}
+
+
+def work(steps: int, copies: int) -> dict[str, float]:
+    """Milliseconds that collecting such a fragment and learning from it take, in a whole run of IPPO over four ranks."""
+    with tempfile.TemporaryDirectory() as folder:
+        overrides = [
+            "env=mpe/simple_spread", f"rollout.envs={copies}", f"rollout.fragment={steps}", "budget.env_steps=40000",
+            "evaluate.every_steps=1000000", "evaluate.final_episodes=1", "checkpoint.every_steps=1000000", f"run.dir={folder}/run",
+        ]  # fmt: skip
+        subprocess.run(
+            [sys.executable, "-m", "marl_hpc", *overrides], check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+        )
+        summary = json.loads((Path(folder) / "run" / "summary.json").read_text())
+    split = {entry["role"]: entry["computing"] for entry in summary["time_split"].values()}
+    fragments = summary["env_steps"] / (steps * copies)
+    collecting = split["rollout/0"]["environment"] + split["rollout/0"]["inference"]
+    return {"collect_ms": 1e3 * collecting / fragments, "learn_ms": 1e3 * split["learner/0"]["learn"] / fragments}
 
 
 def main() -> None:
@@ -304,7 +393,19 @@ def main() -> None:
                 flush=True,
             )
         table[str(size)] = entry
+    crowds: dict[str, Any] = {}
+    for shards in (1, 2):
+        for clients in (1, 2, 3):
+            crowds[f"{shards} shards, {clients} clients"] = entry = crowd(CROWD_BYTES, shards, clients, arguments.seconds)
+            for name, found in entry.items():
+                print(
+                    f"{CROWD_BYTES:>11,} bytes  {name:<8} {shards} shards, {clients} clients: {found['gb_per_s']:7.3f} GB/s together, "
+                    f"p50 {found['p50_ms']:.3f} ms, p99 {found['p99_ms']:.3f} ms",
+                    flush=True,
+                )
     small = nothing_newer(arguments.seconds)
+    slower = small["beside a busy learner"]["nothing newer"]["p99_ms"] / small["idle"]["nothing newer"]["p99_ms"]
+    print(f"p99 of nothing newer beside a busy learner: {slower:.2f} of idle")
     for name, entry in small.items():
         ratio = entry["nothing newer"]["p50_ms"] / entry["bare RPC"]["p50_ms"]
         print(
@@ -317,9 +418,11 @@ def main() -> None:
             f"dataset {name}: {dataset_rows[name]['transitions_per_s']:,.0f} transitions/s, {dataset_rows[name]['gb_per_s']:.3f} GB/s",
             flush=True,
         )
+    for name, share in dataset_rows["share"].items():
+        print(f"dataset: {name} {100 * share:.1f} %")
     record = {
         "question": (__doc__ or "").splitlines()[0], "git": git_state(), "versions": versions(), "cores": os.cpu_count(),
-        "transfers": table, "small": small, "dataset": dataset_rows,
+        "transfers": table, "crowds": {"bytes": CROWD_BYTES, **crowds}, "small": small, "dataset": dataset_rows,
     }  # fmt: skip
     (ROOT / "benchmarks" / "results" / "shards.json").write_text(json.dumps(record, indent=1) + "\n")
 

@@ -55,13 +55,14 @@ def describe(
 
 
 def git_state() -> dict[str, Any]:
-    """Commit of the checkout that this package runs from, if it is one."""
+    """Commit of the checkout that this package runs from, if it is one, and whether anything but results of benchmarks differs from it."""
     root = Path(__file__).parent.parent
     if not (root / ".git").exists():
         return {"commit": None, "dirty": None}
     try:
         commit = subprocess.run(["git", "-C", str(root), "rev-parse", "HEAD"], capture_output=True, text=True, timeout=10)
-        changed = subprocess.run(["git", "-C", str(root), "status", "--porcelain"], capture_output=True, text=True, timeout=10)
+        differing = ["status", "--porcelain", "--", ".", ":!benchmarks/results"]
+        changed = subprocess.run(["git", "-C", str(root), *differing], capture_output=True, text=True, timeout=10)
     except (OSError, subprocess.TimeoutExpired):
         return {"commit": None, "dirty": None}
     return {"commit": commit.stdout.strip() or None, "dirty": bool(changed.stdout.strip())}
