@@ -20,13 +20,14 @@ from marl_hpc.comm.world import World
 from marl_hpc.config import Config
 from marl_hpc.keyed_random import GROUP, integer
 from marl_hpc.metrics import Clock
-from marl_hpc.roles.acting import Inference, OwnPolicies
+from marl_hpc.roles.acting import Inference, OwnVersions
 from marl_hpc.roles.assign import nearest
 from marl_hpc.roles.asynchronous import AsynchronousLearner, AsynchronousWorker, Share
 from marl_hpc.roles.clients import DatasetClient, InferenceClient, ParameterClient
 from marl_hpc.roles.coordinator import Coordinator
 from marl_hpc.roles.dataset import DatasetShard
-from marl_hpc.roles.inference import InferenceServer
+from marl_hpc.roles.following import Following, FollowingClient, FollowingServer, OwnNewest
+from marl_hpc.roles.inference import InferenceServer, ScheduledServer
 from marl_hpc.roles.learner import Learner, Replica
 from marl_hpc.roles.optimizing import OptimizingShard
 from marl_hpc.roles.parameter import ParameterShard
@@ -166,14 +167,20 @@ class Builder:
         if inference:
             peer = inference[index % len(inference)]
             return InferenceClient(peer, index, self.policies(outlines=True), self.world, clock)
-        return OwnPolicies(self.policies(), ParameterClient(parameters, self.world, clock, self.dtype).pull)
+        return OwnVersions(self.policies(), ParameterClient(parameters, self.world, clock, self.dtype).pull)
 
     def inference(self, index: int, parameters: list[Peer], clock: Clock, *, alone: bool = False) -> InferenceServer:
-        device = torch.device(self.job["devices"][self.world.rank])
-        policies = {name: policy.to(device) for name, policy in self.policies().items()}
-        workers = len([w for w in range(self.counts["rollout"]) if w % self.counts["inference"] == index])
         client = ParameterClient(parameters, self.world, clock, self.dtype)
-        return InferenceServer(index, policies, client, workers, self.config.inference, clock, alone=alone)
+        return ScheduledServer(index, self.inferring(), client, self.workers_of(index), self.config.inference, clock, alone=alone)
+
+    def inferring(self) -> dict[str, PolicyNetwork]:
+        """What an inference role computes with."""
+        device = torch.device(self.job["devices"][self.world.rank])
+        return {name: policy.to(device) for name, policy in self.policies().items()}
+
+    def workers_of(self, inference: int) -> int:
+        """How many rollout workers ask an inference role."""
+        return len([worker for worker in range(self.counts["rollout"]) if worker % self.counts["inference"] == inference])
 
     def policies(self, *, outlines: bool = False) -> dict[str, PolicyNetwork]:
         """Every policy of the run; a version that is pulled fills them. `outlines` have shapes and no numbers."""
@@ -232,9 +239,27 @@ class AsynchronousBuilder(Builder):
         self, index: int, parameters: list[Peer], dataset: list[Peer], clock: Clock, inference: Sequence[Peer] = ()
     ) -> AsynchronousWorker:
         data = DatasetServers(dataset, self.world, clock, self.config.rollout.envs, self.nearest)
-        worker = AsynchronousWorker(*self.collecting(index), OwnPolicies(self.policies()), data, self.schedule, self.world, clock)
-        worker.parameters = ParameterServers(parameters, self.world, clock, self.dtype)
-        return worker
+        return AsynchronousWorker(
+            *self.collecting(index), self.following(index, parameters, inference, clock), data, self.schedule, self.world, clock
+        )
+
+    def following(self, index: int, parameters: list[Peer], inference: Sequence[Peer], clock: Clock) -> Following:
+        """What a rollout worker acts by."""
+        if inference:
+            peer = inference[index % len(inference)]
+            return FollowingClient(peer, index, self.policies(outlines=True), self.world, clock)
+        return OwnNewest(self.policies(), self.members, ParameterServers(parameters, self.world, clock, self.dtype))
+
+    def inference(self, index: int, parameters: list[Peer], clock: Clock, *, alone: bool = False) -> InferenceServer:
+        servers = ParameterServers(parameters, self.world, clock, self.dtype)
+        return FollowingServer(
+            index, self.inferring(), self.members, servers, self.workers_of(index), self.config.inference, clock, alone=alone
+        )
+
+    @property
+    def members(self) -> dict[str, tuple[str, ...]]:
+        """The policies of each interface, in the order of its vector."""
+        return {plan.interface.name: tuple(plan.interface.policies) for plan in self.plans}
 
 
 def builder_of(config: Config) -> type[Builder]:

@@ -197,11 +197,6 @@ def validate(config: Config) -> Config:
         value = getattr(config.dataset, key)
         if value is not None and value < 1:
             raise ConfigError(f"dataset.{key}={value} must be 1 or more")
-    if config.sync.name != "bsp" and config.roles.inference:
-        raise ConfigError(
-            f"roles.inference={config.roles.inference} acts by one version of all policies, which sync={config.sync.name} doesn't have; "
-            "set roles.inference=0 or sync=bsp"
-        )
     for role in ("learner", "rollout", "parameter", "dataset"):
         count = getattr(config.roles, role)
         if count is not None and count < 1:

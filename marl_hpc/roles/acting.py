@@ -7,7 +7,6 @@ so whoever answers knows nothing of episodes. B copies, N agents of a group; fie
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from typing import NamedTuple, Protocol
 
 import torch
@@ -35,16 +34,12 @@ class Answer(NamedTuple):
     memory: Tensor  # [B, rows, H] after the step
 
 
-class Inference(Protocol):
-    """What a rollout worker acts by."""
+class Acting(Protocol):
+    """What acts."""
 
     @property
     def policies(self) -> Mapping[str, PolicyNetwork]:
         """Groups and shapes of every policy; whether its numbers are here is this object's own business."""
-        ...
-
-    def turn_to(self, version: int) -> int | None:
-        """Act by exactly this version from now on, waiting for it; the final version instead when training ended before it."""
         ...
 
     def act(self, questions: Mapping[str, Question]) -> dict[str, Answer]:
@@ -52,20 +47,19 @@ class Inference(Protocol):
         ...
 
 
-@dataclass(frozen=True)
-class OwnPolicies:
-    """Policies in this process."""
-
-    policies: Mapping[str, PolicyNetwork]
-    pull: Callable[[int], dict[str, Tensor] | int] | None = None  # see `ParameterClient.pull`; None: they stay as they are
+class Inference(Acting, Protocol):
+    """What a rollout worker acts by where it says which version that is; see `roles.following` for where it doesn't."""
 
     def turn_to(self, version: int) -> int | None:
-        assert self.pull is not None, "these policies have no versions"
-        pulled = self.pull(version)
-        if isinstance(pulled, int):
-            return pulled
-        self.load(pulled)
-        return None
+        """Act by exactly this version from now on, waiting for it; the final version instead when training ended before it."""
+        ...
+
+
+class OwnPolicies:
+    """Policies in this process, as they are."""
+
+    def __init__(self, policies: Mapping[str, PolicyNetwork]) -> None:
+        self.policies = policies
 
     def load(self, values: Mapping[str, Tensor]) -> None:
         """Fill these policies from their flat parameters."""
@@ -74,6 +68,22 @@ class OwnPolicies:
 
     def act(self, questions: Mapping[str, Question]) -> dict[str, Answer]:
         return {name: answer(self.policies[name], question) for name, question in questions.items()}
+
+
+class OwnVersions(OwnPolicies):
+    """Policies in this process, by version."""
+
+    def __init__(self, policies: Mapping[str, PolicyNetwork], pull: Callable[[int], dict[str, Tensor] | int]) -> None:
+        """`pull`: see `ParameterClient.pull`."""
+        super().__init__(policies)
+        self.pull = pull
+
+    def turn_to(self, version: int) -> int | None:
+        pulled = self.pull(version)
+        if isinstance(pulled, int):
+            return pulled
+        self.load(pulled)
+        return None
 
 
 def ask(policy: PolicyNetwork, seen: Seen, memory: Tensor, noise: dict[str, Tensor] | None, epsilon: float) -> Question:

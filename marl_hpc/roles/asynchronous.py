@@ -9,7 +9,6 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import torch
 from safetensors.torch import load_file, save_file
 
 from marl_hpc.agents.asynchronous import AsynchronousAgent, Ended
@@ -17,8 +16,8 @@ from marl_hpc.agents.interface import describe_non_finite
 from marl_hpc.config import Config
 from marl_hpc.keyed_random import MINIBATCH, integer
 from marl_hpc.metrics import Clock
-from marl_hpc.roles.acting import OwnPolicies
 from marl_hpc.roles.clients import Batch, Stopping, World
+from marl_hpc.roles.following import Following
 from marl_hpc.roles.learner import export, prefixed
 from marl_hpc.roles.recorder import AsynchronousRecorder
 from marl_hpc.roles.rollout import RolloutWorker
@@ -205,17 +204,13 @@ class AsynchronousLearner:
 
 
 class AsynchronousWorker(RolloutWorker):
-    """`parameters` is set by who builds it."""
-
-    parameters: ParameterServers
-    inference: OwnPolicies  # type: ignore[assignment]
+    inference: Following  # type: ignore[assignment]
     dataset: DatasetServers  # type: ignore[assignment]
 
     def step(self) -> bool:
         """Collect and insert one fragment; False when there is nothing more to collect."""
         try:
             if self.sequence is None:
-                self.versions: dict[str, int] = {}
                 self.sequence = self.dataset.next_sequence(self.worker)
                 self.restart(self.sequence)
                 self.evaluated = self.refresh()["collected"]
@@ -235,24 +230,13 @@ class AsynchronousWorker(RolloutWorker):
         return not self.world.stopping
 
     def refresh(self) -> dict[str, Any]:
-        """Take up what is newer than the policies that are here; where training stands."""
-        newest = self.parameters.newest(self.versions)
-        self.take(newest.policies)
-        self.versions = {**self.versions, **newest.versions}
-        self.trained = newest.status["env_steps"]
-        return newest.status
-
-    def take(self, found: dict[str, torch.Tensor]) -> None:
-        for plan in self.plans:
-            if plan.interface.name in found:
-                names = list(plan.interface.policies)
-                sizes = [sum(p.numel() for p in self.policies[name].parameters()) for name in names]
-                self.inference.load(dict(zip(names, found[plan.interface.name].split(sizes), strict=True)))
+        """Turn to the newest policies; where training stands."""
+        self.versions, status = self.inference.newest()
+        self.trained = status["env_steps"]
+        return status
 
     def evaluate_pinned(self, pin: str, number: int, episodes: int) -> None:
-        found, _ = self.parameters.pinned(pin)
-        self.take(found)
-        self.versions = {}  # other policies are here now
+        self.inference.turn_to_pin(pin)
         self.version = number
         self.evaluate(number, episodes)
 

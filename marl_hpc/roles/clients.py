@@ -254,19 +254,14 @@ class DatasetClient(_Client):
         )
 
 
-class InferenceClient(_Client):
-    """An inference role as the policies that a worker acts by; see `roles.acting.Inference`."""
+class AskingClient(_Client):
+    """An inference role as what a worker acts by; see `roles.acting.Acting`."""
 
     def __init__(self, peer: Peer, worker: int, policies: Mapping[str, PolicyNetwork], world: World, clock: Clock) -> None:
         """`policies` have groups and shapes, and no numbers."""
         super().__init__([peer], world, clock)
         self.worker, self.policies = worker, policies
-        self.version: int | None = None
-
-    def turn_to(self, version: int) -> int | None:
-        answer = self._call("a version of the policies", "turn_to", self.worker, version)
-        self.version = None if "final" in answer else version
-        return answer.get("final")
+        self.version: int | str | None = None
 
     def act(self, questions: Mapping[str, Question]) -> dict[str, Answer]:
         asked = {name: tuple(question) for name, question in questions.items()}
@@ -279,3 +274,12 @@ class InferenceClient(_Client):
         (peer,) = self.peers
         state = peer.call("describe").wait(deadline_s=5.0, describe=lambda: f"{peer.name} doesn't answer")
         return f"{peer.name} gave rollout/{self.worker} nothing in {self.world.patience_s:.0f} s: {state}"
+
+
+class InferenceClient(AskingClient):
+    """See `roles.acting.Inference`."""
+
+    def turn_to(self, version: int) -> int | None:
+        answer = self._call("a version of the policies", "turn_to", self.worker, version)
+        self.version = None if "final" in answer else version
+        return answer.get("final")

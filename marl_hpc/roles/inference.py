@@ -30,13 +30,15 @@ from marl_hpc.networks import load_flat
 from marl_hpc.roles.acting import Answer, Question, answer
 from marl_hpc.roles.clients import ParameterClient, Stopping
 
+Version = int | str
+
 
 @dataclass
 class Call:
     """One worker's questions, parked until they are answered."""
 
     worker: int
-    version: int
+    version: Version
     questions: dict[str, Question]
     since: float
     answers: dict[str, tuple[Any, ...]] | None = None
@@ -61,44 +63,35 @@ class Pull:
 
 
 class InferenceServer:
-    handlers = ("turn_to", "act", "describe")
+    """What does not depend on where versions come from."""
+
+    handlers: tuple[str, ...]
 
     def __init__(
-        self, index: int, policies: dict[str, PolicyNetwork], parameters: ParameterClient, workers: int, config: InferenceConfig,
-        clock: Clock, *, alone: bool = False,
-    ) -> None:  # fmt: skip
+        self,
+        index: int,
+        policies: dict[str, PolicyNetwork],
+        workers: int,
+        config: InferenceConfig,
+        clock: Clock,
+        *,
+        alone: bool = False,
+    ) -> None:
         """`policies` are on the device that is to compute; so many `workers` ask this role. `alone`: in a world of one process nobody
         calls `step` and nobody else could ask meanwhile, so each call is answered at once."""
-        self.index, self.policies, self.parameters, self.workers = index, policies, parameters, workers
+        self.index, self.policies, self.workers = index, policies, workers
         self.max_batch, self.max_wait_s, self.clock = config.max_batch, 0.0 if alone else config.max_wait_ms / 1000, clock
         self.alone = alone
         self.parking = Parking()
         self.news = threading.Event()
         self.calls: list[Call] = []
-        self.used: dict[int, int] = {}  # worker -> version that it acts by, or waits for
-        self.versions: dict[int, dict[str, PolicyNetwork]] = {}
-        self.pulls: dict[int, Pull] = {}
-        self.final: int | None = None
+        self.used: dict[int, Version] = {}  # worker -> version that it acts by, or waits for
+        self.versions: dict[Version, dict[str, PolicyNetwork]] = {}
         self.answered = self.batches = self.observations = 0
 
     # what workers call
 
-    def turn_to(self, worker: int, version: int) -> Any:
-        """The worker acts by this version from now on. Answers {"version": it} when it is here, {"final": version} when training ended
-        before it."""
-
-        def ready() -> dict[str, int] | None:
-            if self.final is not None and version > self.final:
-                return {"final": self.final}
-            return {"version": version} if version in self.versions else None
-
-        with self.parking.lock:
-            self.now_uses(worker, version)
-            reply = self.parking.answer(ready)
-        self.notify()
-        return reply
-
-    def act(self, worker: int, version: int, asked: dict[str, tuple[Any, ...]]) -> Any:
+    def act(self, worker: int, version: Version, asked: dict[str, tuple[Any, ...]]) -> Any:
         """{policy: (actions, log-probabilities, memory after)} by exactly this version; `asked` holds each policy's `Question`."""
         with self.parking.lock:
             self.now_uses(worker, version)
@@ -109,7 +102,7 @@ class InferenceServer:
         self.notify()
         return reply
 
-    def now_uses(self, worker: int, version: int) -> None:
+    def now_uses(self, worker: int, version: Version) -> None:
         self.used[worker] = version
         # a worker asks one thing at a time: what is still open was asked by one that is lost, and that this one replaces
         self.calls = [call for call in self.calls if call.worker != worker]
@@ -117,22 +110,22 @@ class InferenceServer:
     def describe(self) -> str:
         """What was done and who waits for what, in words."""
         with self.parking.lock:
-            held = ", ".join(map(str, sorted(self.versions))) or "none"
+            held = ", ".join(sorted(map(str, self.versions))) or "none"
             mean = self.observations / max(1, self.batches)
             parts = [
                 f"inference/{self.index} answered {self.answered} calls in {self.batches} batches of {mean:.0f} observations on average",
                 f"it holds versions: {held}",
+                *self.awaited(),
             ]
-            for version, pull in self.pulls.items():
-                asking = ", ".join(f"rollout/{worker}" for worker, used in sorted(self.used.items()) if used == version)
-                parts.append(
-                    f"version {version}, which {asking or 'nobody any more'} asked for, hasn't come from {', '.join(sorted(pull.missing))} "
-                    f"in {time.monotonic() - pull.since:.0f} s; are the learners alive?"
-                )
             if self.calls:
                 oldest = time.monotonic() - min(call.since for call in self.calls)
                 parts.append(f"{len(self.calls)} calls wait, the oldest for {oldest:.1f} s")
         return "; ".join(parts)
+
+    def awaited(self) -> list[str]:
+        """Which versions workers wait for, in words."""
+        asking = ", ".join(f"rollout/{worker}" for worker, used in sorted(self.used.items()) if used not in self.versions)
+        return [f"no policies yet for {asking}; are the parameter shards and learners alive?"] if asking else []
 
     def close(self) -> None:
         with self.parking.lock:
@@ -159,9 +152,8 @@ class InferenceServer:
         self.news.clear()
 
     def step(self) -> None:
-        """Send for the versions that are wanted, take in those that have come, and answer what is due."""
-        self.send_for_versions()
-        self.take_versions()
+        """See to the versions that are wanted, and answer what is due."""
+        self.update()
         for batch in self.gather():
             with self.clock.computing("inference"):
                 answers = self.infer(batch)
@@ -172,42 +164,9 @@ class InferenceServer:
                     self.observations += sum(call.observations for call in batch)
                     self.parking.settle()
 
-    def send_for_versions(self) -> None:
-        with self.parking.lock:
-            wanted = set(self.used.values()) - self.versions.keys() - self.pulls.keys()
-        for version in sorted(wanted if self.parking.closed is None else ()):
-            calls = self.parameters.ask(version)
-            names = [peer.name for peer in self.parameters.peers]
-            with self.parking.lock:
-                self.pulls[version] = Pull(calls, set(names), time.monotonic())
-            for name, call in zip(names, calls, strict=True):
-                call.then(lambda version=version, name=name: self.arrived(version, name))
-
-    def arrived(self, version: int, shard: str) -> None:
-        with self.parking.lock:
-            self.pulls[version].missing.discard(shard)
-        self.news.set()
-
-    def take_versions(self) -> None:
-        """Raises what a shard raised, and PeerLost where one is gone."""
-        with self.parking.lock:
-            came = {version: pull for version, pull in self.pulls.items() if not pull.missing}
-        for version, pull in came.items():
-            try:
-                pulled = self.parameters.take(pull.calls, version)
-            except Stopping:
-                return  # this role is closed, too, or will be
-            loaded = {} if isinstance(pulled, int) else {version: self.load(pulled)}
-            with self.parking.lock:
-                del self.pulls[version]
-                self.versions |= loaded
-                if isinstance(pulled, int):
-                    self.final = pulled
-                    # whoever waited for it is told, and comes again for the final one
-                    self.used = {worker: used for worker, used in self.used.items() if used != version}
-                self.parking.settle()
-        with self.parking.lock:
-            self.versions = {version: held for version, held in self.versions.items() if version in self.used.values()}
+    def update(self) -> None:
+        """Take in versions that are wanted, and let others go. Raises what a shard raised, and PeerLost where one is gone."""
+        raise AssertionError(f"{type(self).__name__} doesn't say where versions come from")
 
     def load(self, pulled: dict[str, Tensor]) -> dict[str, PolicyNetwork]:
         with self.clock.computing("versions"):
@@ -260,6 +219,89 @@ class InferenceServer:
             for said, (start, stop) in zip(answers, pairwise(bounds), strict=True):
                 said[name] = tuple(part(whole, slice(start, stop)))
         return answers
+
+
+class ScheduledServer(InferenceServer):
+    """In bulk synchronous training: workers name the versions that they are to act by."""
+
+    handlers = ("turn_to", "act", "describe")
+
+    def __init__(
+        self, index: int, policies: dict[str, PolicyNetwork], parameters: ParameterClient, workers: int, config: InferenceConfig,
+        clock: Clock, *, alone: bool = False,
+    ) -> None:  # fmt: skip
+        super().__init__(index, policies, workers, config, clock, alone=alone)
+        self.parameters = parameters
+        self.pulls: dict[int, Pull] = {}
+        self.final: int | None = None
+
+    def turn_to(self, worker: int, version: int) -> Any:
+        """The worker acts by this version from now on. Answers {"version": it} when it is here, {"final": version} when training ended
+        before it."""
+
+        def ready() -> dict[str, int] | None:
+            if self.final is not None and version > self.final:
+                return {"final": self.final}
+            return {"version": version} if version in self.versions else None
+
+        with self.parking.lock:
+            self.now_uses(worker, version)
+            reply = self.parking.answer(ready)
+        self.notify()
+        return reply
+
+    def awaited(self) -> list[str]:
+        parts = []
+        for version, pull in self.pulls.items():
+            asking = ", ".join(f"rollout/{worker}" for worker, used in sorted(self.used.items()) if used == version)
+            parts.append(
+                f"version {version}, which {asking or 'nobody any more'} asked for, hasn't come from {', '.join(sorted(pull.missing))} "
+                f"in {time.monotonic() - pull.since:.0f} s; are the learners alive?"
+            )
+        return parts
+
+    def update(self) -> None:
+        """Send for the versions that are wanted, take in those that have come."""
+        self.send_for_versions()
+        self.take_versions()
+
+    def send_for_versions(self) -> None:
+        with self.parking.lock:
+            named = {version for version in self.used.values() if isinstance(version, int)}
+            wanted = named - self.versions.keys() - self.pulls.keys()
+        for version in sorted(wanted if self.parking.closed is None else ()):
+            calls = self.parameters.ask(version)
+            names = [peer.name for peer in self.parameters.peers]
+            with self.parking.lock:
+                self.pulls[version] = Pull(calls, set(names), time.monotonic())
+            for name, call in zip(names, calls, strict=True):
+                call.then(lambda version=version, name=name: self.arrived(version, name))
+
+    def arrived(self, version: int, shard: str) -> None:
+        with self.parking.lock:
+            self.pulls[version].missing.discard(shard)
+        self.news.set()
+
+    def take_versions(self) -> None:
+        """Raises what a shard raised, and PeerLost where one is gone."""
+        with self.parking.lock:
+            came = {version: pull for version, pull in self.pulls.items() if not pull.missing}
+        for version, pull in came.items():
+            try:
+                pulled = self.parameters.take(pull.calls, version)
+            except Stopping:
+                return  # this role is closed, too, or will be
+            loaded = {} if isinstance(pulled, int) else {version: self.load(pulled)}
+            with self.parking.lock:
+                del self.pulls[version]
+                self.versions |= loaded
+                if isinstance(pulled, int):
+                    self.final = pulled
+                    # whoever waited for it is told, and comes again for the final one
+                    self.used = {worker: used for worker, used in self.used.items() if used != version}
+                self.parking.settle()
+        with self.parking.lock:
+            self.versions = {version: held for version, held in self.versions.items() if version in self.used.values()}
 
 
 def join(questions: Sequence[Question]) -> Question:

@@ -10,13 +10,13 @@ import torch
 from marl_hpc.distributions import draw_noise
 from marl_hpc.keyed_random import EVALUATION_ACTION, EVALUATION_EPISODE, generator, integer
 from marl_hpc.networks import to_env
-from marl_hpc.roles.acting import Answer, Inference, ask, dtype_of
+from marl_hpc.roles.acting import Acting, Answer, ask, dtype_of
 from marl_hpc.types import EnvBatch, Seen
 
 
 def play(
     env: EnvBatch,
-    inference: Inference,
+    inference: Acting,
     episodes: Sequence[int],
     *,
     seed: int,
@@ -69,7 +69,7 @@ def summary_of(returns: np.ndarray, sizes: np.ndarray, length: int) -> tuple[flo
 
 
 def choose(
-    inference: Inference, seen: Seen, memories: Mapping[str, torch.Tensor], streams: dict[int, np.random.Generator] | None
+    inference: Acting, seen: Seen, memories: Mapping[str, torch.Tensor], streams: dict[int, np.random.Generator] | None
 ) -> dict[str, Answer]:
     """What each policy says, without exploration: greedy without `streams`, else drawn, each copy from its own."""
     questions = {}

@@ -6,6 +6,8 @@ keyed by what it is for (seed, copy, fragment, …), so it doesn't matter which 
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import torch
 
@@ -24,9 +26,11 @@ from marl_hpc.types import EnvBatch
 
 
 class RolloutWorker:
+    inference: Inference
+
     def __init__(
         self, config: Config, worker: int, workers: int, env: EnvBatch, evaluation_env: EnvBatch, plans: list[Plan],
-        inference: Inference, dataset: DatasetClient, schedule: Schedule, world: World, clock: Clock,
+        inference: Any, dataset: DatasetClient, schedule: Schedule, world: World, clock: Clock,
     ) -> None:  # fmt: skip
         self.config, self.worker, self.workers = config, worker, workers
         self.env, self.evaluation_env, self.plans = env, evaluation_env, plans

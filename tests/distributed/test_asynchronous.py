@@ -61,12 +61,13 @@ def test_while_a_learner_is_stopped_the_others_go_on_as_far_as_the_bound_says(tm
     assert max(spreads) <= 3 if sync == "bap" else max(spreads) > 20
 
 
-def test_a_killed_learners_work_since_the_checkpoint_is_done_again(tmp_path):
+@pytest.mark.parametrize(("killed", "other"), [("learner/1", ()), ("inference/0", ("roles.inference=1", "roles.parameter=1"))])
+def test_work_since_the_checkpoint_is_done_again_when_a_role_is_killed(tmp_path, killed, other):
     run_dir, budget = tmp_path / "run", 6000
-    started = program.start(program.train(run_dir, *RUN, "sync=asp", f"budget.env_steps={budget}"), cwd=tmp_path)
+    started = program.start(program.train(run_dir, *RUN, "sync=asp", f"budget.env_steps={budget}", *other), cwd=tmp_path)
     until_learned(run_dir, 2500)
-    os.kill(pids(run_dir, "learner/1")[-1], signal.SIGKILL)
-    assert "learner/1" in finish(started, run_dir, budget)["faults"][0]
+    os.kill(pids(run_dir, killed)[-1], signal.SIGKILL)
+    assert killed in finish(started, run_dir, budget)["faults"][0]
 
 
 def test_a_stopped_run_goes_on_with_other_numbers_of_shards_and_learners(tmp_path):

@@ -10,14 +10,20 @@ from safetensors.torch import load_file
 from torch.futures import Future
 
 from marl_hpc.actors import build_policy
+from marl_hpc.clocks import Clocks
 from marl_hpc.comm.peers import LocalPeer
 from marl_hpc.config import Inference
 from marl_hpc.metrics import Clock
+from marl_hpc.networks import load_flat
 from marl_hpc.roles import inference
 from marl_hpc.roles.acting import OwnPolicies, ask
 from marl_hpc.roles.clients import InferenceClient, ParameterClient, Stopping
-from marl_hpc.roles.inference import InferenceServer
+from marl_hpc.roles.coordinator import Coordinator
+from marl_hpc.roles.following import FollowingServer, split
+from marl_hpc.roles.inference import ScheduledServer
+from marl_hpc.roles.optimizing import OptimizingShard
 from marl_hpc.roles.parameter import ParameterShard
+from marl_hpc.roles.servers import ParameterServers
 from marl_hpc.types import ActionSpace, GroupSpec, Seen
 
 COPIES, LONG = 4, 60_000.0
@@ -57,7 +63,7 @@ class Rig:
         self.shards = [ParameterShard(i, tuple(GROUPS)) for i in range(2)]
         self.parameters = ParameterClient([LocalPeer(f"parameter/{i}", s) for i, s in enumerate(self.shards)], Someone(), Clock())
         config = Inference(**{"max_wait_ms": LONG, **options})
-        self.server = InferenceServer(0, policies_of(99), self.parameters, workers, config, Clock(), alone=alone)
+        self.server = ScheduledServer(0, policies_of(99), self.parameters, workers, config, Clock(), alone=alone)
         self.passes = []
         plain = inference.answer
 
@@ -318,6 +324,108 @@ def test_client_of_a_closed_server_stops(rig):
         client_of(rig).turn_to(0)
 
 
+# following the newest policies, in asynchronous training
+
+MEMBERS = {"one": ("a", "b")}
+
+
+class FollowingRig(Rig):
+    """A server that follows two optimizing shards; the policies' vector is trained by handing in gradients."""
+
+    def __init__(self, monkeypatch, workers, **options):
+        super().__init__(monkeypatch, workers, **options)
+        coordinator = Coordinator({"one": Clocks(range(1))}, 10**9, 10)
+        shards = [OptimizingShard(i, 2, coordinator if i == 0 else None) for i in range(2)]
+        self.servers, self.client = (
+            ParameterServers([LocalPeer(f"parameter/{i}", s) for i, s in enumerate(shards)], Someone(), Clock(), torch.float64)
+            for _ in range(2)
+        )
+        self.server = FollowingServer(
+            0, policies_of(99), MEMBERS, self.client, workers, Inference(**{"max_wait_ms": LONG, **options}), Clock()
+        )
+        self.values = torch.cat([flat(policy) for policy in policies_of(0).values()])
+        spec = {"name": "sgd", "lr": 1.0, "eps": 1e-5, "weight_decay": 0.0, "momentum": 0.0}
+        self.servers.define("one", self.values, len(self.values), [(0, len(self.values), spec)])
+        self.pushed = 0
+
+    def push(self):
+        """A gradient that moves all numbers; the policies after it."""
+        base = self.servers.latest("one").version
+        answer = self.servers.exchange("one", 0, self.pushed, torch.full_like(self.values, 0.01), -1, (base, 0), None)
+        self.pushed += 1
+        policies = policies_of(0)
+        for name, values in split({"one": answer.values}, MEMBERS, policies).items():
+            load_flat(policies[name], values)
+        return policies
+
+    def newest(self, worker):
+        reply = self.server.newest(worker)
+        self.server.step()
+        return value(reply)
+
+
+def assert_acts_by(rig, worker, version, policies):
+    questions = questions_of(worker)
+    reply = rig.act(worker, version, questions)
+    for other in set(rig.server.used) - {worker}:
+        rig.server.newest(other)  # so that nobody is waited for
+    rig.server.step()
+    expected = OwnPolicies(policies).act(questions)
+    for name, said in value(reply).items():
+        torch.testing.assert_close(said[0], expected[name].actions)
+        torch.testing.assert_close(said[1], expected[name].log_probs)
+
+
+def test_following_role_acts_by_what_was_newest_when_each_worker_asked(monkeypatch):
+    rig = FollowingRig(monkeypatch, 1)
+    before = policies_of(0)
+    first = rig.newest(0)
+    assert first["versions"] == {"one": 0}
+    after = rig.push()
+    assert_acts_by(rig, 0, first["version"], before)  # a fragment is of one version
+    second = rig.newest(0)
+    assert second["versions"]["one"] > 0
+    assert second["version"] != first["version"]
+    assert_acts_by(rig, 0, second["version"], after)
+    assert rig.newest(0) == second  # nothing is newer
+
+
+def test_following_role_answers_all_who_ask_at_once_from_one_read(monkeypatch):
+    rig = FollowingRig(monkeypatch, 3)
+    replies = [rig.server.newest(worker) for worker in range(3)]
+    assert all(parked(reply) for reply in replies)
+    reads = []
+    plain = rig.client.newest
+    monkeypatch.setattr(rig.client, "newest", lambda have: reads.append(dict(have)) or plain(have))
+    rig.server.step()
+    assert len({value(reply)["version"] for reply in replies}) == 1
+    assert reads == [{}]
+
+
+def test_following_role_keeps_pinned_policies_while_somebody_acts_by_them(monkeypatch):
+    rig = FollowingRig(monkeypatch, 1)
+    pinned = rig.push()
+    assert rig.servers.learned("one", 0, 0, 10)["evaluation"] == 1
+    rig.push()
+    reply = rig.server.turn_to_pin(0, "evaluation/1")
+    rig.server.step()
+    assert value(reply)["version"] == "evaluation/1"
+    assert_acts_by(rig, 0, "evaluation/1", pinned)
+    assert set(rig.server.versions) == {"evaluation/1"}
+    rig.newest(0)
+    assert "evaluation/1" not in rig.server.versions
+
+
+def test_following_role_tells_who_waits_that_it_closes(monkeypatch):
+    rig = FollowingRig(monkeypatch, 1)
+    reply = rig.server.newest(0)
+    assert "no policies yet for rollout/0" in rig.server.describe()
+    rig.server.close()
+    assert value(reply) == {"stopping": True}
+    rig.server.step()
+    assert value(rig.server.newest(0)) == {"stopping": True}
+
+
 # whole runs in one process
 
 RUNS = {
@@ -330,14 +438,15 @@ RUNS = {
 }  # fmt: skip
 
 
+@pytest.mark.parametrize("sync", ["bsp", "asp"])
 @pytest.mark.parametrize("run", RUNS)
-def test_run_with_an_inference_role_trains_the_policies_of_one_without(tmp_path, run):
+def test_run_with_an_inference_role_trains_the_policies_of_one_without(tmp_path, run, sync):
     values = []
     for count in (0, 1):
         folder = tmp_path / str(count)
         metrics = inline.train(
-            folder, "dtype=float64", "budget.env_steps=120", "evaluate.every_steps=40", f"roles.inference={count}", *RUNS[run]
-        )
+            folder, "dtype=float64", "budget.env_steps=120", "evaluate.every_steps=40", f"roles.inference={count}", f"sync={sync}", *RUNS[run]
+        )  # fmt: skip
         files = sorted((folder / "policies").glob("*.safetensors"))
         evaluated = [line["evaluate/return_mean"] for line in metrics if "evaluate/return_mean" in line]
         values.append((torch.cat([load_file(file)["values"] for file in files]), evaluated))
