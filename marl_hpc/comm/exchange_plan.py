@@ -1,0 +1,125 @@
+"""Which rows cross ranks when agents on a graph mix what they hold with their neighbors': a plan, made once.
+
+Each rank holds some rows of a matrix X [N agents, …] and wants its rows of W·X. Its buffer is [own rows | halo]: first own rows whose
+neighbors are its own (the interior), then the others, ordered by who needs them, then other ranks' rows that these need, each once,
+whatever the number of edges. Every rank derives the same order of everybody's rows from the same weights, so nothing is negotiated.
+
+N agents in all, n of this rank, h rows of its halo. Index computing only: nothing is sent here.
+"""
+
+from __future__ import annotations
+
+import warnings
+from functools import cached_property
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+
+class Traffic(NamedTuple):
+    """What one rank sends and receives in one exchange."""
+
+    ranks: int  # that it sends to
+    messages: int
+    rows_sent: int
+    rows_received: int
+
+    def bytes_sent(self, row_bytes: int) -> int:
+        return self.rows_sent * row_bytes
+
+
+class ExchangePlan:
+    def __init__(self, weights: Any, owners: Any, rank: int) -> None:
+        """`weights`: SciPy CSR [N, N], row i says how agent i weighs the others' rows; `owners` [N]: the rank that holds each agent's
+        row. Raises ValueError where these don't fit."""
+        weights, owners = checked(weights, owners, rank)
+        self.rank, self.owners = rank, owners
+        total = weights.shape[0]
+        reading = np.repeat(np.arange(total), np.diff(weights.indptr))
+        crossing = owners[reading] != owners[weights.indices]
+        needs = np.zeros(total, bool)  # rows of others
+        needs[reading[crossing]] = True
+        pairs = np.unique(owners[reading[crossing]].astype(np.int64) * total + weights.indices[crossing])
+        readers, read = pairs // total, pairs % total  # this rank reads that agent's row
+        first, last = np.full(total, -1), np.full(total, -1)
+        first[read[::-1]], last[read] = readers[::-1], readers
+        order = np.lexsort((np.arange(total), last, first, needs, owners))
+        place = np.empty(total, np.int64)  # of each agent in its rank's buffer
+        starts = np.searchsorted(owners[order], np.arange(owners.max() + 2))
+        place[order] = np.arange(total) - starts[owners[order]]
+
+        self.agents = order[owners[order] == rank]
+        self.interior = int((~needs[self.agents]).sum())
+        own = owners[read] == rank
+        self.sends = {int(q): torch.from_numpy(np.sort(place[read[own & (readers == q)]])) for q in np.unique(readers[own])}
+        wanted = read[readers == rank]
+        self.halo = wanted[np.lexsort((place[wanted], owners[wanted]))]
+        self.receives: dict[int, slice] = {}
+        bounds = np.searchsorted(owners[self.halo], [np.unique(owners[self.halo]), np.unique(owners[self.halo]) + 1])
+        for q, start, stop in zip(np.unique(owners[self.halo]), *bounds, strict=True):
+            self.receives[int(q)] = slice(len(self.agents) + int(start), len(self.agents) + int(stop))
+        self.weights = weights[
+            self.agents
+        ]  # [n, N]; summed in the order of agents whatever their ranks, so all layouts agree in bits
+        self._matrices: dict[Any, Tensor] = {}
+
+    @property
+    def rows(self) -> int:
+        """Of the buffer: own and halo."""
+        return len(self.agents) + len(self.halo)
+
+    @property
+    def neighbors(self) -> list[int]:
+        """Ranks that this one sends to or receives from."""
+        return sorted(self.sends.keys() | self.receives.keys())
+
+    @cached_property
+    def traffic(self) -> Traffic:
+        sent = sum(len(rows) for rows in self.sends.values())
+        return Traffic(len(self.sends), len(self.sends), sent, len(self.halo))
+
+    @cached_property
+    def places(self) -> np.ndarray:
+        """[N]: where in this rank's buffer an agent's row is; -1: not there."""
+        places = np.full(len(self.owners), -1)
+        places[self.agents] = np.arange(len(self.agents))
+        places[self.halo] = len(self.agents) + np.arange(len(self.halo))
+        return places
+
+    def matrix(
+        self, rows: slice, dtype: torch.dtype, device: Any = "cpu", places: np.ndarray | None = None, size: int = 0
+    ) -> Tensor:
+        """Sparse CSR [rows, `size`]: the weights of some of this rank's rows over a buffer's, this plan's own where no other `places`
+        [N] and `size` are given."""
+        key = (rows.start, rows.stop, dtype, str(device), None if places is None else id(places))
+        if key not in self._matrices:
+            part = self.weights[rows]
+            columns = (self.places if places is None else places)[part.indices]
+            with warnings.catch_warnings():
+                warnings.filterwarnings("ignore", message="Sparse (CSR|invariant)")
+                self._matrices[key] = torch.sparse_csr_tensor(
+                    torch.from_numpy(part.indptr.astype(np.int32)), torch.from_numpy(columns.astype(np.int32)),
+                    torch.from_numpy(part.data).to(dtype), (part.shape[0], size or self.rows), check_invariants=False,
+                ).to(device)  # fmt: skip
+        return self._matrices[key]
+
+
+def checked(weights: Any, owners: Any, rank: int) -> tuple[Any, np.ndarray]:
+    """The weights with sorted columns, and owners as an array."""
+    import scipy.sparse
+
+    if not scipy.sparse.issparse(weights):
+        raise ValueError(f"weights must be a SciPy sparse matrix, as marl_hpc.topology makes them; got {type(weights).__name__}")
+    owners = np.asarray(owners)
+    if weights.shape[0] != weights.shape[1] or owners.shape != (weights.shape[0],):
+        raise ValueError(f"weights of shape {weights.shape} need one owner for each agent; got owners of shape {owners.shape}")
+    if not np.issubdtype(owners.dtype, np.integer) or owners.min(initial=0) < 0:
+        raise ValueError(f"owners are ranks, 0 or more; got {owners.dtype} from {owners.min(initial=0)}")
+    if not (owners == rank).any():
+        raise ValueError(f"rank {rank} owns none of {len(owners)} agents; give it some, or leave it out of the exchange")
+    weights = weights.tocsr()
+    if not weights.has_sorted_indices:
+        weights = weights.sorted_indices()
+    return weights, owners
