@@ -46,10 +46,11 @@ class ExchangePlan:
         first, last = np.full(total, -1), np.full(total, -1)
         first[read[::-1]], last[read] = readers[::-1], readers
         order = np.lexsort((np.arange(total), last, first, needs, owners))
-        place = np.empty(total, np.int64)  # of each agent in its rank's buffer
+        place = np.empty(total, np.int64)  # in the buffer of its rank
         starts = np.searchsorted(owners[order], np.arange(owners.max() + 2))
         place[order] = np.arange(total) - starts[owners[order]]
 
+        self.place, self.counts = place, np.diff(starts)  # of all agents, and how many each rank has
         self.agents = order[owners[order] == rank]
         self.interior = int((~needs[self.agents]).sum())
         own = owners[read] == rank
@@ -64,6 +65,8 @@ class ExchangePlan:
             self.agents
         ]  # [n, N]; summed in the order of agents whatever their ranks, so all layouts agree in bits
         self._matrices: dict[Any, Tensor] = {}
+        self.mixings: dict[Any, list[Any]] = {}  # buffers that have been made for it, see `neighbors`
+        self.chosen: Any = None  # its transport
 
     @property
     def rows(self) -> int:

@@ -1,0 +1,218 @@
+"""Neighbor-only all-reduce: every agent's row becomes a weighted sum of its own and its graph neighbors'.
+
+    plan = ExchangePlan(topology.metropolis_hastings(topology.torus(100, 100)), owners, rank)
+    x = neighbor_allreduce(x, plan)                            # x [n, …]: this rank's agents, in the order of plan.agents
+
+Rows that no rank needs but this one are mixed while neighbors' rows are on their way. Rows are summed in the order of agents, so the
+result has the same bits whatever the transport and however many ranks. `Mixing` is the same without a copy in and out.
+"""
+
+from __future__ import annotations
+
+import platform
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from marl_hpc.comm.exchange_plan import ExchangePlan
+from marl_hpc.comm.transports import AllToAll, Finish, Nobody, PointToPoint, SharedMemory, Transport
+
+FEW_RANKS = 8  # up to so many, one all-to-all has less latency than a message to each neighbor rank, if most ranks are neighbors
+
+
+class Mixing:
+    """Rows of this rank's agents in a buffer, and steps that mix them with their neighbors'.
+
+    `rows` [n, P] are read and written in place between steps. A step's result lies in the other buffer: `rows` is another tensor after
+    it, and the old one is overwritten by the step after.
+    """
+
+    def __init__(
+        self, plan: ExchangePlan, transport: Transport, width: int, dtype: torch.dtype = torch.float32, device: Any = "cpu"
+    ) -> None:
+        self.plan, self.transport = plan, transport
+        self.buffers = transport.buffers(plan, width, dtype, torch.device(device))
+        self.turn = 0
+        places, size = self.buffers.places, self.buffers.pair[0].shape[0]
+        n = len(plan.agents)
+        # what may be written while neighbors still read: rows of the other buffer, if it is shared, that none of them needs
+        early = plan.interior
+        if places is not None:
+            early = min([early, *(int(rows[0]) for rows in plan.sends.values())])
+        self.early, self.late = slice(0, early), slice(early, n)
+        self.weights = [(rows, plan.matrix(rows, dtype, device, places, size)) for rows in (self.early, self.late)]
+        self.finish_exchange: Finish | None = None
+
+    @property
+    def rows(self) -> Tensor:
+        """[n, P], in the order of `plan.agents`."""
+        return self.buffers.pair[self.turn][self.buffers.own]
+
+    def start(self) -> None:
+        """Send what neighbors need, and mix what needs nobody; `rows` must not be written until `finish`."""
+        if self.finish_exchange is not None:
+            raise RuntimeError("an exchange is under way; finish it before the next")
+        self.finish_exchange = self.transport.begin(self.plan, self.buffers, self.turn)
+        self._mix(*self.weights[0])
+
+    def finish(self) -> Tensor:
+        """Wait for neighbors' rows and mix the rest; the mixed `rows`. Raises PeerLost naming the rank that is gone or late."""
+        if self.finish_exchange is None:
+            raise RuntimeError("no exchange is under way; start one first")
+        finish, self.finish_exchange = self.finish_exchange, None
+        finish()
+        self._mix(*self.weights[1])
+        self.turn = 1 - self.turn
+        return self.rows
+
+    def step(self, rounds: int = 1) -> Tensor:
+        """Mix so many times; the mixed `rows`."""
+        for _ in range(rounds):
+            self.start()
+            self.finish()
+        return self.rows
+
+    def _mix(self, rows: slice, weights: Tensor) -> None:
+        if rows.start < rows.stop:
+            target = self.buffers.pair[1 - self.turn][self.buffers.own][rows]
+            torch.addmm(target, weights, self.buffers.pair[self.turn], beta=0, out=target)
+
+
+class Handle:
+    """An exchange that is under way."""
+
+    def __init__(self, mixing: Mixing, out: Tensor, into: Tensor, rounds: int) -> None:
+        self.mixing, self.out, self.into, self.rounds = mixing, out, into, rounds
+
+    def wait(self) -> Tensor:
+        """The result, once neighbors' rows have come."""
+        self.mixing.finish()
+        rows = self.mixing.step(self.rounds - 1)
+        self.into.copy_(rows.view_as(self.into))
+        return self.out
+
+
+def neighbor_allreduce(
+    x: Tensor, plan: ExchangePlan, *, transport: Transport | None = None, columns: slice | None = None, rounds: int = 1,
+    out: Tensor | None = None, async_op: bool = False,
+) -> Any:  # fmt: skip
+    """Each agent's row becomes the weighted sum of its own and its graph neighbors', on whatever ranks those are.
+
+    x [n, …]: this rank's agents in the order of `plan.agents`; returns a tensor like it, `out` where that is given (it may be x). With
+    `columns` only those of x [n, P] are mixed. `rounds`: mix so many times. `async_op`: returns a `Handle` at once, to `wait` for the
+    result; x may be written meanwhile. `transport`: see `choose_transport`, which is asked where none is given. All ranks of the plan
+    must call it alike. Raises ValueError where x doesn't fit the plan, PeerLost naming a neighbor rank that is gone or late.
+    """
+    n = len(plan.agents)
+    if x.shape[:1] != (n,):
+        raise ValueError(f"x has shape {tuple(x.shape)}, but rank {plan.rank} has {n} agents; the first dimension is theirs")
+    if not x.is_floating_point():
+        raise ValueError(f"x must be of floating-point numbers to be averaged; got {x.dtype}")
+    if columns is not None and x.dim() != 2:
+        raise ValueError(f"columns are of a matrix [n, P]; got x of shape {tuple(x.shape)}")
+    if rounds < 1:
+        raise ValueError(f"rounds={rounds} must be 1 or more")
+    out = torch.empty_like(x) if out is None else out
+    if columns is not None and out.data_ptr() != x.data_ptr():
+        out.copy_(x)
+    read, into = (x, out) if columns is None else (x[:, columns], out[:, columns])
+    mixing = mixing_of(plan, transport, read[:1].numel() if n else 0, x)
+    mixing.rows.copy_(read.reshape(n, -1))
+    mixing.start()
+    handle = Handle(mixing, out, into, rounds)
+    return handle if async_op else handle.wait()
+
+
+def mixing_of(plan: ExchangePlan, transport: Transport | None, width: int, like: Tensor) -> Mixing:
+    """A mixing of this plan that is free, made where there is none yet."""
+    if transport is None:
+        transport = plan.chosen = plan.chosen or choose_transport(plan, like.device)
+    key = (id(transport), width, like.dtype, like.device)
+    waiting = plan.mixings.setdefault(key, [])
+    for mixing in waiting:
+        if mixing.finish_exchange is None:
+            return mixing
+    waiting.append(Mixing(plan, transport, width, like.dtype, like.device))
+    return waiting[-1]
+
+
+def choose_transport(plan: ExchangePlan, device: Any = "cpu", group: Any = None, deadline_s: float = 60.0) -> Transport:
+    """What is fastest where we measured (`benchmarks/neighbor_allreduce.py`): on GPUs NCCL; nothing for one rank; shared memory where all
+    ranks are on one host; else one all-to-all among few ranks most of which are neighbors, or a message to each neighbor rank."""
+    if len(plan.counts) == 1:
+        return Nobody()
+    if torch.device(device).type == "cuda":
+        return PointToPoint(group, deadline_s)
+    if platform.machine() == "x86_64":  # where what is written first is seen first
+        try:
+            return SharedMemory(group, deadline_s)
+        except OSError:
+            pass  # all ranks alike
+    ranks = dist.get_world_size(group)
+    busiest = torch.tensor(len(plan.neighbors))
+    dist.all_reduce(busiest, dist.ReduceOp.MAX, group=group)
+    if ranks <= FEW_RANKS and 2 * int(busiest) >= ranks:
+        return AllToAll(group, deadline_s)
+    return PointToPoint(group, deadline_s)
+
+
+def push_sum(x: Tensor, mass: Tensor, plan: ExchangePlan, *, transport: Transport | None = None) -> tuple[Tensor, Tensor]:
+    """One round of push-sum over a directed graph: (x, mass) mixed by column-stochastic weights; x / mass tends to the mean of all agents.
+
+    x [n, …], mass [n] (ones at first), both of this rank's agents. Source: Kempe et al. 2003; Nedić and Olshevsky 2015, eq. 4.
+    """
+    both = torch.cat([x.reshape(len(x), -1), mass[:, None]], 1)
+    mixed = neighbor_allreduce(both, plan, transport=transport)
+    return mixed[:, :-1].reshape(x.shape), mixed[:, -1]
+
+
+class _Gather(torch.autograd.Function):
+    @staticmethod
+    def forward(context: Any, x: Tensor, plan: ExchangePlan, transport: PointToPoint) -> Tensor:
+        context.plan, context.transport = plan, transport
+        rows = x.new_empty(plan.rows, *x.shape[1:])
+        n = len(plan.agents)
+        rows[:n] = x
+        transport.exchange(
+            {q: x.index_select(0, own.to(x.device)) for q, own in plan.sends.items()},
+            {q: rows[place] for q, place in plan.receives.items()},
+        )()
+        return rows
+
+    @staticmethod
+    def backward(context: Any, *gradients: Tensor) -> Any:
+        plan, (gradient,) = context.plan, gradients
+        gradient = gradient.contiguous()
+        back = {q: gradient.new_empty(len(own), *gradient.shape[1:]) for q, own in plan.sends.items()}
+        context.transport.exchange({q: gradient[place] for q, place in plan.receives.items()}, dict(back))()
+        total = gradient[: len(plan.agents)].clone()
+        for q in sorted(back):
+            total.index_add_(0, plan.sends[q].to(total.device), back[q])
+        return total, None, None
+
+
+def neighbor_gather(x: Tensor, plan: ExchangePlan, transport: PointToPoint | Nobody) -> Tensor:
+    """x [n, …] of this rank's agents and what their neighbors on other ranks hold: [n + halo, …], in the order of the plan's buffer.
+
+    With autograd: the gradient of what others read comes back to this rank and is added. All ranks must call it, and its backward pass,
+    alike.
+    """
+    if isinstance(transport, Nobody):
+        return x
+    return _Gather.apply(x, plan, transport)  # type: ignore[return-value]
+
+
+def neighbor_mix(x: Tensor, plan: ExchangePlan, transport: PointToPoint | Nobody) -> Tensor:
+    """`neighbor_allreduce` with autograd: x [n, P] to [n, P], gradients through the exchange."""
+    rows = neighbor_gather(x, plan, transport)
+    return torch.sparse.mm(plan.matrix(slice(0, len(plan.agents)), x.dtype, x.device), rows)
+
+
+def hierarchical(x: Tensor, plans: Sequence[ExchangePlan], *, transports: Sequence[Transport | None] | None = None) -> Tensor:
+    """Mix by several plans, one after another: inside nodes, then between them."""
+    for plan, transport in zip(plans, transports or [None] * len(plans), strict=True):
+        x = neighbor_allreduce(x, plan, transport=transport)
+    return x
