@@ -1,0 +1,88 @@
+"""The plan of an exchange with neighbors, against what edges say one by one."""
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from rigs.graphs import random_weights
+
+from marl_hpc.comm.exchange_plan import ExchangePlan
+
+
+def plans_of(weights, owners):
+    return [ExchangePlan(weights, owners, rank) for rank in range(max(owners) + 1)]
+
+
+@st.composite
+def cases(draw):
+    ranks = draw(st.integers(1, 5))
+    agents = draw(st.integers(max(4, ranks), 40))
+    seed = draw(st.integers(0, 1000))
+    owners = np.r_[np.arange(ranks), np.random.default_rng(seed).integers(0, ranks, agents - ranks)]
+    np.random.default_rng(seed + 1).shuffle(owners)
+    return random_weights(agents, draw(st.sampled_from([2, 4, 7])), seed, draw(st.booleans())), owners
+
+
+@settings(deadline=None)
+@given(cases())
+def test_each_boundary_row_goes_once_to_each_rank_that_needs_it_and_nowhere_else(case):
+    weights, owners = case
+    plans = plans_of(weights, owners)
+    sent = {
+        (rank, q, int(agent))
+        for rank, plan in enumerate(plans)
+        for q, rows in plan.sends.items()
+        for agent in plan.agents[rows.numpy()]
+    }
+    rows, columns = weights.nonzero()
+    needed = {(owners[j], owners[i], j) for i, j in zip(rows, columns, strict=True) if owners[i] != owners[j]}
+    assert sent == needed
+    assert sum(plan.traffic.rows_sent for plan in plans) == len(needed)
+    assert [plan.traffic.rows_received for plan in plans] == [
+        len([x for x in needed if x[1] == rank]) for rank in range(len(plans))
+    ]
+
+
+@settings(deadline=None)
+@given(cases())
+def test_what_is_sent_lands_in_the_halo_in_the_order_that_its_reader_expects(case):
+    weights, owners = case
+    plans = plans_of(weights, owners)
+    for plan in plans:
+        assert sorted(plan.agents) == np.flatnonzero(owners == plan.rank).tolist()
+        agents = np.r_[plan.agents, np.full(len(plan.halo), -1)]
+        for q, place in plan.receives.items():
+            agents[place] = plans[q].agents[plans[q].sends[plan.rank].numpy()]
+        assert (agents[len(plan.agents) :] == plan.halo).all()
+
+
+@settings(deadline=None)
+@given(cases())
+def test_interior_needs_nobody_and_the_matrix_is_the_dense_one(case):
+    weights, owners = case
+    for plan in plans_of(weights, owners):
+        n = len(plan.agents)
+        held = np.r_[plan.agents, plan.halo]
+        matrix = plan.matrix(slice(0, n), torch.float64).to_dense().numpy()
+        assert (matrix == weights.toarray()[plan.agents][:, held]).all()
+        assert not matrix[: plan.interior, n:].any()
+        assert (matrix[plan.interior :, n:] != 0).any(1).all()
+        assert all((np.diff(plan.weights[i].indices) > 0).all() for i in range(n))  # summed in the order of agents
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (lambda w, o: (w.toarray(), o, 0), "SciPy sparse matrix"),
+        (lambda w, o: (w[:3], o, 0), r"weights of shape \(3, 6\) need one owner for each agent"),
+        (lambda w, o: (w, o[:4], 0), r"owners of shape \(4,\)"),
+        (lambda w, o: (w, o.astype(float), 0), "owners are ranks"),
+        (lambda w, o: (w, o - 1, 0), "owners are ranks, 0 or more; got int64 from -1"),
+        (lambda w, o: (w, o, 2), "rank 2 owns none of 6 agents"),
+    ],
+)
+def test_weights_and_owners_that_do_not_fit_are_refused(change, said):
+    weights, owners = random_weights(6), np.array([0, 0, 0, 1, 1, 1])
+    with pytest.raises(ValueError, match=said):
+        ExchangePlan(*change(weights, owners))
