@@ -129,7 +129,9 @@ def neighbor_allreduce(
 def mixing_of(plan: ExchangePlan, transport: Transport | None, width: int, like: Tensor) -> Mixing:
     """A mixing of this plan that is free, made where there is none yet."""
     if transport is None:
-        transport = plan.chosen = plan.chosen or choose_transport(plan, like.device)
+        plan.chosen = plan.chosen or choose_transport(plan, like.device)
+    transport = transport or plan.chosen
+    assert transport is not None
     key = (id(transport), width, like.dtype, like.device)
     waiting = plan.mixings.setdefault(key, [])
     for mixing in waiting:

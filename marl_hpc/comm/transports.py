@@ -48,6 +48,11 @@ def own_buffers(plan: ExchangePlan, width: int, dtype: torch.dtype, device: torc
     return Buffers(pair, slice(0, len(plan.agents)), None)
 
 
+def global_rank(group: Any, rank: int) -> int:
+    """Of a rank of this group; None: of all ranks."""
+    return rank if group is None else dist.get_global_rank(group, rank)
+
+
 def packed(source: Tensor, rows: Tensor) -> Tensor:
     """Rows of a buffer to send: where they lie, if they lie together."""
     first, last = int(rows[0]), int(rows[-1])
@@ -84,8 +89,8 @@ class PointToPoint:
         """Send each rank its tensor and receive from each into its own."""
         if not sent and not received:
             return lambda: None
-        group = self.group if self.group is not None else dist.group.WORLD
-        peer = {q: dist.get_global_rank(group, q) for q in sent.keys() | received.keys()}
+        group = self.group
+        peer = {q: global_rank(group, q) for q in sent.keys() | received.keys()}
         kinds: list[tuple[str, int]] = [("from", q) for q in received] + [("to", q) for q in sent]
         if next(iter((sent or received).values())).is_cuda:
             ops = [dist.P2POp(dist.irecv, received[q], peer[q], group) for q in received]
@@ -184,7 +189,7 @@ class SharedMemory:
         if self.rank == 0:
             encoded = named[0].encode()
             names[: len(encoded)] = torch.frombuffer(bytearray(encoded), dtype=torch.uint8)
-        dist.broadcast(names, dist.get_global_rank(self.group or dist.group.WORLD, 0), group=self.group)
+        dist.broadcast(names, global_rank(self.group, 0), group=self.group)
         where = bytes(names.tolist()).rstrip(b"\0").decode()
         memory, seen = None, torch.ones(1, dtype=torch.int32)
         try:
