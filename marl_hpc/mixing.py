@@ -1,0 +1,142 @@
+"""Weights by which agents of a graph mix what they hold with what their neighbors hold.
+
+Each function returns a SciPy CSR matrix W [n, n] in float64, columns sorted: row i weighs what agent i reads, itself among it. Rows sum to
+one, and for undirected graphs W is symmetric, so columns do, too, and the mean over agents is kept. Off-diagonal weights are multiples of
+a power of two so small that they differ from the exact ones by less than float32 can tell, but large enough that float32 holds each
+weight exactly, the diagonal included: rows sum to exactly one in float32 as well, and thousands of rounds don't drift.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+if TYPE_CHECKING:
+    from marl_hpc.topology import Graph
+
+DENSE = 400  # agents up to which eigenvalues are computed densely
+
+
+def metropolis_hastings(graph: Graph) -> Any:
+    """w_ij = 1 / (1 + max(d_i, d_j)), d an agent's degree. Source: Xiao, Boyd and Kim 2007, eq. 5."""
+    rows, columns, degrees = _undirected(graph, "metropolis_hastings")
+    return _of_graph(graph, 1.0 / (1.0 + np.maximum(degrees[rows], degrees[columns])))
+
+
+def max_degree(graph: Graph) -> Any:
+    """w_ij = 1 / (1 + the largest degree). Source: Xiao and Boyd 2004, sec. 4.1."""
+    rows, _, degrees = _undirected(graph, "max_degree")
+    return _of_graph(graph, np.full(len(rows), 1.0 / (1.0 + degrees.max())))
+
+
+def laplacian(graph: Graph, epsilon: float | None = None) -> Any:
+    """W = I - epsilon · L, L the graph's Laplacian. Converges for 0 < epsilon < 2 / its largest eigenvalue, for certain up to 1 / the largest
+    degree; default: 2 / (its largest + its smallest positive eigenvalue), the fastest. Source: Xiao and Boyd 2004, eq. 16."""
+    rows, *_ = _undirected(graph, "laplacian")
+    if epsilon is None:
+        smallest, largest = _laplacian_ends(graph)
+        epsilon = 2.0 / (largest + smallest)
+    elif not 0 < epsilon < 2.0 / _laplacian_ends(graph)[1]:
+        raise ValueError(f"epsilon={epsilon} must lie over 0 and under {2.0 / _laplacian_ends(graph)[1]:.6g}, or mixing diverges")
+    return _of_graph(graph, np.full(len(rows), epsilon))
+
+
+def uniform(graph: Graph) -> Any:
+    """Each agent weighs all that it reads, and itself, alike. Keeps the mean only where all agents read, and are read by, as many."""
+    return _of_graph(graph, np.repeat(1.0 / (1.0 + graph.degrees), graph.degrees))
+
+
+def push_sum(graph: Graph) -> Any:
+    """Column-stochastic: each agent divides what it holds alike among those who read it, and itself. For directed graphs, with
+    `marl_hpc.comm.neighbors.push_sum`. Source: Kempe et al. 2003."""
+    read = np.bincount(graph.adjacency.indices, minlength=graph.agents)  # by how many
+    return _of_graph(graph, (1.0 / (1.0 + read))[graph.adjacency.indices], by_column=True)
+
+
+def lazy(weights: Any) -> Any:
+    """(I + W) / 2: no eigenvalue is negative, at about half the speed."""
+    parts = weights.tocoo()
+    off = parts.row != parts.col
+    by_column = not np.allclose(np.asarray(weights.sum(1)), 1.0)
+    return _completed(parts.row[off], parts.col[off], parts.data[off] / 2, weights.shape[0], by_column)
+
+
+def second_largest_eigenvalue_modulus(weights: Any) -> float:
+    """How much of the disagreement one round leaves, in the long run: the largest |eigenvalue| but for the mean's own 1."""
+    n = weights.shape[0]
+    if n <= DENSE:
+        moduli = np.sort(np.abs(np.linalg.eigvals(weights.toarray())))
+        return float(moduli[-2]) if n > 1 else 0.0
+    import scipy.sparse.linalg
+
+    linalg: Any = scipy.sparse.linalg  # whose types aren't known
+
+    # the mean's eigenvalue is moved to 0, so that what is left at the ends is what is asked for
+    symmetric = abs(weights - weights.T).max() < 1e-12
+    ones = np.full(n, 1.0 / np.sqrt(n))
+    left = ones
+    if not symmetric:
+        left = np.real(linalg.eigs(weights.T.astype(float), k=1, which="LM", v0=ones)[1][:, 0])
+        left /= left @ ones
+    operator = linalg.LinearOperator((n, n), matvec=lambda x: weights @ x - ones * (left @ x.ravel()), dtype=np.float64)
+    solver = linalg.eigsh if symmetric else linalg.eigs
+    start = np.random.default_rng(0).standard_normal(n)
+    found = solver(operator, k=1, which="LM", v0=start, return_eigenvectors=False, maxiter=100 * n, tol=1e-10)
+    return float(np.abs(found).max())
+
+
+def spectral_gap(weights: Any) -> float:
+    """1 - the second-largest eigenvalue modulus."""
+    return 1.0 - second_largest_eigenvalue_modulus(weights)
+
+
+def _undirected(graph: Graph, name: str) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """(i [E], j [E], degrees [n])."""
+    if graph.directed:
+        raise ValueError(
+            f"{name} weights are for undirected graphs; for a directed one take push_sum, or uniform where degrees are alike"
+        )
+    return np.repeat(np.arange(graph.agents), graph.degrees), graph.adjacency.indices, graph.degrees
+
+
+def _of_graph(graph: Graph, off_diagonal: np.ndarray, by_column: bool = False) -> Any:
+    """W of its weights off the diagonal [E], in the order of edges."""
+    rows = np.repeat(np.arange(graph.agents), graph.degrees)
+    return _completed(rows, graph.adjacency.indices, off_diagonal, graph.agents, by_column)
+
+
+def _completed(rows: np.ndarray, columns: np.ndarray, off_diagonal: np.ndarray, n: int, by_column: bool) -> Any:
+    """W of its weights off the diagonal, at (rows, columns): rounded to a grid that float32 holds, the diagonal last."""
+    from scipy.sparse import coo_matrix
+
+    along = columns if by_column else rows
+    sums = np.bincount(along, off_diagonal, minlength=n)
+    largest = max(float(off_diagonal.max(initial=0.0)), float(np.abs(1.0 - sums).max()))
+    step = 2.0 ** (np.ceil(np.log2(largest)) - 24)
+    off_diagonal = np.round(off_diagonal / step) * step
+    diagonal = 1.0 - np.bincount(along, off_diagonal, minlength=n)  # exact: sums of multiples of the step
+    everybody = np.arange(n)
+    weights = coo_matrix((np.r_[off_diagonal, diagonal], (np.r_[rows, everybody], np.r_[columns, everybody])), shape=(n, n)).tocsr()
+    weights.sort_indices()
+    return weights
+
+
+def _laplacian_ends(graph: Graph) -> tuple[float, float]:
+    """The smallest positive and the largest eigenvalue of a connected graph's Laplacian."""
+    import scipy.sparse.linalg
+
+    linalg: Any = scipy.sparse.linalg
+    matrix = (scipy.sparse.diags(graph.degrees.astype(float)) - graph.adjacency.astype(float)).tocsr()
+    n = graph.agents
+    if n <= DENSE:
+        found = np.linalg.eigvalsh(matrix.toarray())
+        return float(found[1]), float(found[-1])
+    start = np.random.default_rng(0).standard_normal(n)
+    largest = float(linalg.eigsh(matrix, k=1, which="LM", v0=start, return_eigenvectors=False)[0])
+    ones = np.full(n, 1.0 / np.sqrt(n))
+    # turned upside down, with the mean's eigenvalue 0 moved out of the way
+    turned = linalg.LinearOperator(
+        (n, n), matvec=lambda x: largest * (x - ones * (ones @ x.ravel())) - matrix @ x, dtype=np.float64
+    )
+    return largest - float(linalg.eigsh(turned, k=1, which="LA", v0=start, return_eigenvectors=False, maxiter=100 * n)[0]), largest

@@ -1,0 +1,240 @@
+"""Graphs and mixing weights, against closed forms and dense linear algebra."""
+
+import numpy as np
+import pytest
+import scipy.sparse as sp
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from marl_hpc import topology
+from marl_hpc.config import ConfigError
+from marl_hpc.testing import ContractError, topology_contract
+from marl_hpc.topology import Graph, from_edges, second_largest_eigenvalue_modulus
+
+GRAPHS = {
+    "ring": lambda: topology.ring(7),
+    "grid": lambda: topology.grid(3, 5),
+    "torus": lambda: topology.torus(4, 5),
+    "star": lambda: topology.star(9),
+    "complete": lambda: topology.complete(6),
+    "exponential": lambda: topology.exponential(12),
+    "one_peer_exponential": lambda: topology.one_peer_exponential(8),
+    "erdos_renyi": lambda: topology.erdos_renyi(60, 9, seed=3),
+    "random_geometric": lambda: topology.random_geometric(80, 20, seed=1),
+}
+UNDIRECTED = [name for name in GRAPHS if "exponential" not in name]
+
+
+@pytest.mark.parametrize("name", GRAPHS)
+def test_topologies_keep_their_contract(name):
+    assert name in topology.TOPOLOGIES
+    topology_contract(GRAPHS[name])
+
+
+def test_neighbors_are_those_of_the_definition():
+    assert topology.ring(5).degrees.tolist() == [2] * 5
+    assert topology.ring(2).edges.tolist() == [[0, 1], [1, 0]]
+    assert topology.grid(2, 3).edges[:2].tolist() == [[0, 1], [0, 3]]
+    assert topology.grid(3, 3).degrees.tolist() == [2, 3, 2, 3, 4, 3, 2, 3, 2]
+    assert (topology.torus(3, 4).degrees == 4).all()
+    assert topology.star(4).degrees.tolist() == [3, 1, 1, 1]
+    assert len(topology.complete(5).edges) == 20
+    assert topology.exponential(8).edges[:3].tolist() == [[0, 4], [0, 6], [0, 7]]
+    assert [graph.edges[0].tolist() for graph in topology.one_peer_exponential(8)] == [[0, 7], [0, 6], [0, 4]]
+
+
+def test_random_graphs_have_the_degree_asked_for_and_the_same_edges_for_a_seed():
+    assert abs(topology.erdos_renyi(2000, 12, seed=1).degrees.mean() - 12) < 0.3
+    geometric = topology.random_geometric(2000, 20, seed=1)
+    assert 18 < geometric.degrees.mean() < 20  # fewer at the border
+    assert not np.array_equal(geometric.edges, topology.random_geometric(2000, 20, seed=2).edges)
+    random = np.random.default_rng(1).random((2000, 2))  # the radius is of so many agents on average
+    near = ((random[:, None] - random[None]) ** 2).sum(-1) <= 20 / (np.pi * 2000)
+    assert np.array_equal(geometric.adjacency.toarray().astype(bool), near & ~np.eye(2000, dtype=bool))
+
+
+def test_every_pair_of_a_random_graph_is_as_likely_as_every_other():
+    counts = np.zeros((6, 6))
+    for seed in range(3000):
+        try:
+            counts += topology.erdos_renyi(6, 3.0, seed).adjacency.toarray()
+        except ValueError:
+            continue  # disconnected ones are refused, and no pair more than another
+    pairs = counts[np.triu_indices(6, 1)]
+    assert np.ptp(pairs) < 6 * np.sqrt(pairs.mean())
+
+
+def test_large_graphs_are_made_without_dense_matrices():
+    assert topology.torus(400, 250).agents == 100_000
+    assert len(topology.erdos_renyi(100_000, 16).edges) > 1_500_000
+    weights = topology.metropolis_hastings(topology.random_geometric(100_000, 24))
+    assert weights.nnz < 3_000_000
+
+
+def test_disconnected_graphs_are_an_error_that_names_their_components():
+    with pytest.raises(ValueError, match=r"isn't connected: it has 2 components \(3 agents: 0, 1, 2; 2 agents: 3, 4\)"):
+        from_edges([[0, 1], [1, 2], [3, 4]]).check_connected()
+    with pytest.raises(ValueError, match=r"isn't strongly connected: it has 3 components"):
+        from_edges([[0, 1], [1, 2]], directed=True).check_connected()
+    with pytest.raises(ValueError, match="152 components"):
+        topology.random_geometric(2000, 4)
+    with pytest.raises(ContractError, match="2 components"):
+        topology_contract(lambda: from_edges([[0, 1], [2, 3]]))
+
+
+@pytest.mark.parametrize(
+    ("edges", "said"),
+    [
+        ([[0, 1, 2]], r"shape \(1, 3\)"),
+        ([[0.5, 1.0]], "float64"),
+        ([[0, 1], [1, 9]], r"edge \(1, 9\) names an agent that isn't there; agents are 0 to 3"),
+        ([[0, 1], [-1, 2]], r"edge \(-1, 2\)"),
+        ([[0, 1], [2, 2]], r"edge \(2, 2\) joins an agent to itself"),
+    ],
+)
+def test_wrong_edges_are_refused(edges, said):
+    with pytest.raises(ValueError, match=said):
+        from_edges(edges, 4)
+
+
+def test_graphs_of_networkx_and_adjacency_matrices_are_the_same():
+    class Digraph:  # networkx's interface, as far as it is used
+        nodes = ("a", "b", "c")
+
+        def edges(self):
+            return [("a", "b"), ("b", "c"), ("c", "a"), ("b", "b")]
+
+        def is_directed(self):
+            return True
+
+    assert topology.from_networkx(Digraph()).edges.tolist() == [[0, 2], [1, 0], [2, 1]]
+    matrix = np.array([[0, 1, 0], [1, 0, 2], [0, 2, 0]])
+    assert not topology.from_adjacency(matrix).directed
+    assert topology.from_adjacency(matrix).edges.tolist() == [[0, 1], [1, 0], [1, 2], [2, 1]]
+    assert topology.from_adjacency(sp.csr_matrix(np.triu(matrix))).directed
+
+
+# by name
+
+
+def test_topologies_are_made_by_name_for_the_agents_there_are():
+    (made,) = topology.make("torus", 12)
+    assert np.array_equal(made.edges, topology.torus(3, 4).edges)
+    assert len(topology.make("one_peer_exponential", 16)) == 4
+    (own,) = topology.make("marl_hpc.topology:ring", 5)
+    assert own.agents == 5
+    (drawn,) = topology.make("erdos_renyi", 50, degree=10, seed=4)
+    assert np.array_equal(drawn.edges, topology.erdos_renyi(50, 10, 4).edges)
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "said"),
+    [
+        ("rign", {}, "unknown topology 'rign'; did you mean 'ring'?"),
+        ("ring", {"degree": 3}, "topology 'ring' has no option 'degree'; it takes n"),
+        ("nowhere:ring", {}, "can't be imported"),
+        ("torus", {"rows": 2, "columns": 3}, "has 6 agents, but the environment has 8"),
+    ],
+)
+def test_unknown_names_and_options_are_refused(name, options, said):
+    with pytest.raises(ConfigError) as raised:
+        topology.make(name, 8, **options)
+    assert said in str(raised.value)
+
+
+# weights
+
+
+@pytest.mark.parametrize("name", UNDIRECTED)
+@pytest.mark.parametrize("weigh", ["metropolis_hastings", "max_degree", "laplacian"])
+def test_weights_are_symmetric_sum_to_exactly_one_in_float32_and_agree_with_the_definition(name, weigh):
+    graph = GRAPHS[name]()
+    weights = getattr(topology, weigh)(graph)
+    assert weights.format == "csr"
+    assert weights.dtype == np.float64
+    assert weights.has_sorted_indices
+    assert (weights != weights.T).nnz == 0
+    rounded = weights.astype(np.float32).astype(np.float64)
+    assert (rounded != weights).nnz == 0
+    assert (np.asarray(rounded.sum(1)) == 1).all()
+    adjacency, degrees = graph.adjacency.toarray().astype(float), graph.degrees
+    if weigh == "metropolis_hastings":
+        exact = adjacency / (1 + np.maximum.outer(degrees, degrees))
+    elif weigh == "max_degree":
+        exact = adjacency / (1 + degrees.max())
+    else:
+        values = np.linalg.eigvalsh(np.diag(degrees) - adjacency)
+        exact = adjacency * 2 / (values[1] + values[-1])
+    exact += np.diag(1 - exact.sum(1))
+    np.testing.assert_allclose(weights.toarray(), exact, atol=3e-8 * (1 + degrees.max()))  # the diagonal collects what others lost
+    assert second_largest_eigenvalue_modulus(weights) < 1 or (name in ("star", "complete") and weigh == "laplacian")
+
+
+def test_push_sum_weights_are_column_stochastic_and_lazy_ones_have_no_negative_eigenvalue():
+    digraph = from_edges([[0, 1], [1, 2], [2, 0], [0, 2], [3, 0], [1, 3]], directed=True)
+    weights = topology.push_sum(digraph)
+    assert (np.asarray(weights.astype(np.float32).astype(float).sum(0)) == 1).all()
+    assert weights.toarray()[:, 0] == pytest.approx([1 / 3, 0, 1 / 3, 1 / 3], abs=1e-7)  # two read agent 0
+    lazy = topology.lazy(topology.max_degree(topology.ring(6)))
+    assert np.linalg.eigvalsh(lazy.toarray()).min() > 0
+    assert (np.asarray(lazy.astype(np.float32).astype(float).sum(1)) == 1).all()
+
+
+@pytest.mark.parametrize("weigh", [topology.metropolis_hastings, topology.max_degree, topology.laplacian])
+def test_weights_of_undirected_graphs_refuse_directed_ones(weigh):
+    with pytest.raises(ValueError, match="push_sum"):
+        weigh(topology.exponential(8))
+
+
+def test_steps_at_which_laplacian_mixing_diverges_are_refused():
+    largest = np.linalg.eigvalsh(2 * np.eye(8) - topology.ring(8).adjacency.toarray())[-1]
+    assert topology.laplacian(topology.ring(8), 1.9 / largest)[0, 1] == pytest.approx(1.9 / largest, rel=1e-6)
+    with pytest.raises(ValueError, match=r"epsilon=0.6 must lie over 0 and under 0.5"):
+        topology.laplacian(topology.ring(8), 0.6)
+
+
+@pytest.mark.parametrize(
+    ("weights", "modulus"),
+    [
+        (lambda: topology.metropolis_hastings(topology.ring(64)), 1 / 3 + 2 / 3 * np.cos(2 * np.pi / 64)),
+        (lambda: topology.metropolis_hastings(topology.ring(1000)), 1 / 3 + 2 / 3 * np.cos(2 * np.pi / 1000)),
+        (lambda: topology.metropolis_hastings(topology.torus(16, 16)), 0.969552),
+        (lambda: topology.metropolis_hastings(topology.torus(32, 32)), 0.992314),
+        (lambda: topology.uniform(topology.exponential(256)), 7 / 9),
+        (lambda: topology.uniform(topology.exponential(1024)), 9 / 11),
+        (lambda: topology.metropolis_hastings(topology.complete(5)), 0.0),
+    ],
+)
+def test_second_largest_eigenvalue_modulus_is_the_closed_form(weights, modulus):
+    assert second_largest_eigenvalue_modulus(weights()) == pytest.approx(modulus, abs=1e-6)
+
+
+@settings(deadline=None, max_examples=20)
+@given(st.integers(0, 10**6))
+def test_sparse_and_dense_ways_find_the_same_modulus(seed):
+    weights = topology.metropolis_hastings(topology.random_geometric(450, 30, seed=seed % 50))
+    dense = np.sort(np.abs(np.linalg.eigvalsh(weights.toarray())))[-2]
+    assert second_largest_eigenvalue_modulus(weights) == pytest.approx(dense, abs=1e-8)
+
+
+@pytest.mark.parametrize("n", [2, 16, 128])
+def test_one_peer_exponential_rounds_find_the_exact_mean(n):
+    x = np.random.default_rng(0).standard_normal((n, 3))
+    mixed = x
+    for graph in topology.one_peer_exponential(n):
+        mixed = topology.uniform(graph) @ mixed
+    np.testing.assert_allclose(mixed, np.broadcast_to(x.mean(0), mixed.shape), atol=1e-14)
+
+
+def test_contract_says_what_is_wrong_with_a_topology():
+    draws = iter(range(10))
+    one_way = sp.csr_matrix(np.array([[0, 1], [0, 0]]))
+    for wrong, said in (
+        (lambda: topology.erdos_renyi(50, 12, next(draws)), "other edges"),
+        (lambda: Graph(one_way), "one way only"),
+        (lambda: Graph(sp.identity(3, format="csr")), "its own neighbor"),
+        (lambda: np.ones((3, 3)), "returns a marl_hpc.topology.Graph"),
+        (lambda: [topology.ring(4), topology.ring(5)], "5 agents, but round 0 has 4"),
+    ):
+        with pytest.raises(ContractError, match=said):
+            topology_contract(wrong)
