@@ -50,6 +50,7 @@ ENVS |= {
     "lbf_fast/8x8-2p-2f-coop": "marl_hpc.envs.foraging:Foraging",
     "lbf_fast/foraging": "marl_hpc.envs.foraging:Foraging",
     "networked/cacc": "marl_hpc.envs.networked.cacc:CACC",
+    "networked/wireless": "marl_hpc.envs.networked.wireless:Wireless",
 }
 
 

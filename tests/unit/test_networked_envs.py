@@ -9,6 +9,7 @@ from scipy import stats
 from marl_hpc.compose import compose
 from marl_hpc.config import ConfigError
 from marl_hpc.envs import make
+from marl_hpc.envs.networked import hashing
 from marl_hpc.testing import env_contract
 from marl_hpc.types import EnvSpec
 
@@ -123,7 +124,7 @@ def test_crashed_platoon_stands_still_and_pays_until_its_batch_of_steps_ends():
     env = make("networked/cacc", scenario="slowdown", batch_steps=60)
     env.reset([0], [3])
     rewards, headways = [], []
-    for t in range(1, 601):
+    for _ in range(600):
         step = env.step({"shared": np.zeros((1, 8), int)})  # nobody brakes
         rewards.append(step.reward["shared"][0])
         headways.append(env.headway[0].copy())
@@ -131,7 +132,7 @@ def test_crashed_platoon_stands_still_and_pays_until_its_batch_of_steps_ends():
             break
     first = next(i for i, reward in enumerate(rewards) if (reward == -1000).all())
     assert headways[first].min() < 1 <= headways[first - 1].min()
-    assert t == math.ceil((first + 1) / 60) * 60 < 600
+    assert len(rewards) == math.ceil((first + 1) / 60) * 60 < 600
     assert all((reward == -1000).all() for reward in rewards[first:])
     assert all((headway == headways[first]).all() for headway in headways[first:])
     assert step.terminated["shared"].all()
@@ -145,8 +146,8 @@ def stratified_seeds(n):
 
 @pytest.mark.parametrize(("scenario", "expected", "spread", "few"), [("catchup", -81.4, 44, -72), ("slowdown", -491.3, 311, -428)])
 def test_constant_action_3_scores_its_known_mean_and_never_crashes(scenario, expected, spread, few):
-    env = make("networked/cacc", copies=200, scenario=scenario)
-    scores, step = mean_by_step(env, 3, stratified_seeds(200))
+    env = make("networked/cacc", copies=50, scenario=scenario)
+    scores, step = mean_by_step(env, 3, stratified_seeds(50))
     assert step.truncated["shared"].all()  # no crash
     assert scores.mean() == pytest.approx(expected, rel=0.01)
     assert scores.std() == pytest.approx(spread, rel=0.03)
@@ -160,7 +161,7 @@ def test_constant_action_3_scores_its_known_mean_and_never_crashes(scenario, exp
 
 def test_constant_actions_without_both_gains_are_worse_than_action_3():
     for scenario in ("catchup", "slowdown"):
-        env = make("networked/cacc", copies=20, scenario=scenario)
+        env = make("networked/cacc", copies=20, scenario=scenario, episode_steps=200)
         score = {action: mean_by_step(env, action, range(20))[0].mean() for action in range(4)}
         assert max(score, key=score.get) == 3
 
@@ -171,3 +172,203 @@ def test_return_of_the_package_becomes_the_literatures_by_agents_over_steps():
     env.reset([0, 1], [1, 2])
     returns = sum(env.step({"shared": np.full((2, 8), 3)}).reward["shared"].mean(1) for _ in range(600))
     np.testing.assert_allclose(returns * 8 / 600, scores)
+
+
+MASK = 2**64 - 1
+
+
+def splitmix(*key):
+    """SplitMix64 in Python's whole numbers: each part picks an output of the stream that those before it seed."""
+    state = 0
+    for part in key:
+        z = (state + 0x9E3779B97F4A7C15 * (part + 1)) & MASK
+        z = ((z ^ (z >> 30)) * 0xBF58476D1CE4E5B9) & MASK
+        z = ((z ^ (z >> 27)) * 0x94D049BB133111EB) & MASK
+        state = z ^ (z >> 31)
+    return state
+
+
+def plain_uniform(*key):
+    return (splitmix(*key) >> 11) / 2**53
+
+
+def test_numbers_by_key_are_the_published_streams_for_scalars_and_arrays():
+    assert int(hashing.words(0)) == 0xE220A8397B1DCDAF  # the first output of SplitMix64 seeded with 0
+    big = 2**63 + 5
+    assert int(hashing.words(big, 0, 7)) == splitmix(big, 0, 7)
+    parts = np.array([[3], [2**31]]), 1, np.arange(4)
+    expected = [[plain_uniform(a, 1, c) for c in range(4)] for a in (3, 2**31)]
+    np.testing.assert_array_equal(hashing.uniform(*parts), expected)
+
+
+def test_numbers_by_key_are_uniform_and_those_of_neighboring_keys_independent():
+    drawn = hashing.uniform(5, np.arange(200)[:, None], np.arange(500))
+    assert stats.kstest(drawn.ravel(), "uniform").pvalue > 0.01
+    cells = np.histogram2d(drawn[:, :-1].ravel(), drawn[:, 1:].ravel(), bins=10, range=[[0, 1]] * 2)[0]
+    assert stats.chisquare(cells.ravel()).pvalue > 0.01
+    cells = np.histogram2d(drawn[:-1].ravel(), drawn[1:].ravel(), bins=10, range=[[0, 1]] * 2)[0]
+    assert stats.chisquare(cells.ravel()).pvalue > 0.01
+
+
+class AccessNetwork:
+    """One wireless network in plain Python: lists of packets, each a number of steps left."""
+
+    def __init__(self, height, width, crowd, deadline, arrival, success, seed):
+        self.cells = [(r, c) for r in range(height) for c in range(width) for _ in range(crowd)]
+        self.points = [(r, c) for r in range(height - 1) for c in range(width - 1)]  # the corner after row r and column c
+        self.deadline, self.arrival, self.success, self.seed, self.t = deadline, arrival, success, seed, 0
+        self.packets = [[] for _ in self.cells]
+        self.arrive()
+
+    def arrive(self):
+        for i, p in enumerate(self.arrival):
+            if plain_uniform(self.seed, 0, self.t, i) < p:
+                self.packets[i].append(self.deadline)
+
+    def reach(self, i):
+        """Action -> access point."""
+        r, c = self.cells[i]
+        corners = {1: (r - 1, c - 1), 2: (r - 1, c), 3: (r, c - 1), 4: (r, c)}
+        return {action: self.points.index(corner) for action, corner in corners.items() if corner in self.points}
+
+    def step(self, actions):
+        self.t += 1
+        senders = {}
+        for i, action in enumerate(actions):
+            if action and self.packets[i]:
+                senders.setdefault(self.reach(i)[action], []).append(i)
+        rewards = [0.0] * len(actions)
+        for k, users in senders.items():
+            if len(users) == 1 and plain_uniform(self.seed, 1, self.t, k) < self.success[k]:
+                self.packets[users[0]].remove(min(self.packets[users[0]]))
+                rewards[users[0]] = 1.0
+        self.packets = [[left - 1 for left in packets if left > 1] for packets in self.packets]
+        self.arrive()
+        return rewards
+
+    def see(self):
+        return [[float(m + 1 in packets) for m in range(self.deadline)] for packets in self.packets]
+
+
+@pytest.mark.parametrize(
+    ("height", "width", "crowd", "deadline", "arrival"),
+    [(3, 4, 1, 2, None), (2, 2, 1, 1, 0.9), (4, 3, 2, 3, 0.4), (2, 5, 1, 4, 1.0)],
+)
+def test_packets_are_delivered_and_lost_as_in_a_plain_simulation(height, width, crowd, deadline, arrival):
+    options = {
+        "height": height,
+        "width": width,
+        "users_per_cell": crowd,
+        "deadline": deadline,
+        "arrival": arrival,
+        "network_seed": 3,
+    }
+    env = make("networked/wireless", copies=2, episode_steps=60, **options)
+    n, points = height * width * crowd, (height - 1) * (width - 1)
+    p = [plain_uniform(3, 0, i) if arrival is None else arrival for i in range(n)]
+    q = [plain_uniform(3, 1, k) for k in range(points)]
+    seeds = [11, 2**31 - 1]
+    plain = [AccessNetwork(height, width, crowd, deadline, p, q, seed) for seed in seeds]
+    env.reset([0, 1], seeds)
+    seen, random, delivered = env.observe(), np.random.default_rng(1), 0
+    for t in range(1, 61):
+        mask = seen.action_mask["shared"]
+        actions = np.where(mask, random.random(mask.shape), -1).argmax(-1)
+        for b, network in enumerate(plain):
+            assert seen.observation["shared"][b].tolist() == network.see()
+            assert [np.flatnonzero(m).tolist() for m in mask[b]] == [[0, *network.reach(i)] for i in range(n)]
+        step = env.step({"shared": actions})
+        for b, network in enumerate(plain):
+            assert step.reward["shared"][b].tolist() == network.step(actions[b].tolist())
+        delivered += step.reward["shared"].sum()
+        assert step.over.all() == step.truncated["shared"].all() == (t == 60)
+        seen = step.seen
+    assert delivered > 0
+    assert not step.terminated["shared"].any()
+
+
+def test_neighbors_are_those_who_share_an_access_point():
+    env = make("networked/wireless", height=4, width=3, users_per_cell=2)
+    reach = [set(AccessNetwork(4, 3, 2, 1, [0] * 24, [0] * 6, 0).reach(i).values()) for i in range(24)]
+    assert env.edges.tolist() == [[i, j] for i in range(24) for j in range(i + 1, 24) if reach[i] & reach[j]]
+
+
+def test_two_who_send_to_the_same_access_point_deliver_nothing_and_one_alone_delivers_by_its_probability():
+    env = make("networked/wireless", copies=500, height=2, width=2, deadline=1, arrival=1.0, success=0.3)
+    env.reset(list(range(500)), list(range(500)))
+    both, alone = np.zeros((500, 4), int), np.zeros((500, 4), int)
+    both[:, 0], both[:, 3], alone[:, 2] = 4, 1, 2  # towards the one corner inside
+    assert not sum(env.step({"shared": both}).reward["shared"].sum() for _ in range(20))
+    rewards = sum(env.step({"shared": alone}).reward["shared"] for _ in range(20))
+    assert rewards[:, 2].mean() / 20 == pytest.approx(0.3, abs=4 * math.sqrt(0.21 / 10_000))
+    assert not rewards[:, [0, 1, 3]].any()
+
+
+def test_probabilities_are_drawn_once_by_the_networks_seed_or_given():
+    draw = [make("networked/wireless", copies=2, network_seed=seed) for seed in (1, 1, 2)]
+    assert np.array_equal(draw[0].success, draw[1].success)
+    assert not np.array_equal(draw[0].arrival, draw[2].arrival)
+    assert len(np.unique(np.concatenate([draw[0].success, draw[0].arrival]))) == 6 + 12
+    given = make("networked/wireless", height=2, width=3, success=[0.25, 1.0], arrival=0.5)
+    assert (given.success.tolist(), given.arrival.tolist()) == ([0.25, 1.0], [0.5] * 6)
+
+
+def test_sending_where_no_access_point_is_is_refused():
+    env = make("networked/wireless", height=2, width=2)
+    env.reset([0], [0])
+    with pytest.raises(ValueError, match=r"agent_1 in copy 0 has the actions \[0, 3\] and got 4"):
+        env.step({"shared": np.array([[4, 4, 0, 0]])})
+
+
+SMALL = {
+    "networked/cacc": {"vehicles": 4, "scenario": "slowdown", "episode_steps": 90},
+    "networked/wireless": {"height": 2, "width": 3, "users_per_cell": 2, "episode_steps": 7},
+}
+
+
+@pytest.mark.parametrize("name", SMALL)
+@pytest.mark.parametrize(("groups", "steps"), [("shared", 100), ("separate", 10)])
+def test_environment_keeps_its_contract(name, groups, steps):
+    env_contract(lambda copies: make(name, copies=copies, groups=groups, **SMALL[name]), steps)
+
+
+@pytest.mark.parametrize("name", SMALL)
+def test_configuration_makes_the_environment(name):
+    env = make(copies=2, **compose([f"env={name}"]).env)
+    assert EnvSpec.from_json(env.spec.to_json()) == env.spec
+    assert env.spec.version.endswith(f" {name}")
+    n = len(env.spec.agents)
+    assert env.edges.shape[1] == 2
+    assert env.edges.min() == 0
+    assert env.edges.max() == n - 1
+    assert (env.edges[:, 0] < env.edges[:, 1]).all()
+    assert len(np.unique(env.edges, axis=0)) == len(env.edges)
+
+
+def test_edges_are_places_in_the_specification_whatever_the_groups():
+    groups = {"agent_0": "a", "agent_1": "b", "agent_2": "a", "agent_3": "b"}
+    env = make("networked/cacc", vehicles=4, groups=groups)
+    assert env.spec.agents == ("agent_0", "agent_2", "agent_1", "agent_3")
+    names = [[env.spec.agents[i] for i in edge] for edge in env.edges]
+    assert names == [["agent_0", "agent_1"], ["agent_2", "agent_1"], ["agent_2", "agent_3"]]
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "words"),
+    [
+        ("cacc", {"vehicles": 0}, ["vehicles=0", "at least 1"]),
+        ("cacc", {"vehicles": 2.5}, ["vehicles=2.5", "whole number"]),
+        ("cacc", {"scenario": "catch_up"}, ["scenario='catch_up'", "catchup or slowdown"]),
+        ("cacc", {"near": -1}, ["near=-1", "0 or more"]),
+        ("cacc", {"batch_steps": 0}, ["batch_steps=0"]),
+        ("wireless", {"height": 1}, ["height=1", "at least 2"]),
+        ("wireless", {"arrival": 1.5}, ["arrival=1.5", "one for each of 12"]),
+        ("wireless", {"success": [0.5, 0.5]}, ["success=[0.5, 0.5]", "one for each of 6"]),
+        ("wireless", {"success": "often"}, ["success='often'", "one probability for all"]),
+        ("wireless", {"episode_steps": 0}, ["episode_steps=0"]),
+    ],
+)
+def test_networks_that_can_not_be_are_refused(name, options, words):
+    with pytest.raises(ConfigError) as caught:
+        make(f"networked/{name}", **options)
+    assert [word for word in words if word not in str(caught.value)] == []
