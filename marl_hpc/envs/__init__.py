@@ -51,6 +51,7 @@ ENVS |= {
     "lbf_fast/foraging": "marl_hpc.envs.foraging:Foraging",
     "networked/cacc": "marl_hpc.envs.networked.cacc:CACC",
     "networked/wireless": "marl_hpc.envs.networked.wireless:Wireless",
+    "networked/mdp": "marl_hpc.envs.networked.mdp:NetworkedMDP",
 }
 
 

@@ -1,15 +1,27 @@
 """Environments on a graph: each one beside a plain simulation of its rules, one agent after the other."""
 
+import functools
+import itertools
 import math
+import operator
 
 import numpy as np
 import pytest
-from scipy import stats
+from scipy import optimize, sparse, stats
 
 from marl_hpc.compose import compose
 from marl_hpc.config import ConfigError
 from marl_hpc.envs import make
 from marl_hpc.envs.networked import hashing
+from marl_hpc.envs.networked.average_reward import (
+    average_reward,
+    differential_q,
+    differential_value,
+    optimum,
+    product_policy,
+    stationary_distribution,
+)
+from marl_hpc.envs.networked.mdp import RandomMDP, simulated_average_reward
 from marl_hpc.testing import env_contract
 from marl_hpc.types import EnvSpec
 
@@ -136,6 +148,21 @@ def test_crashed_platoon_stands_still_and_pays_until_its_batch_of_steps_ends():
     assert all((reward == -1000).all() for reward in rewards[first:])
     assert all((headway == headways[first]).all() for headway in headways[first:])
     assert step.terminated["shared"].all()
+
+
+def test_front_of_a_platoon_of_a_hundred_thousand_drives_as_if_alone():
+    """Nobody acts on those behind."""
+    many, few = make("networked/cacc", vehicles=100_000), make("networked/cacc")
+    many.reset([0], [4])
+    few.reset([0], [4])
+    random = np.random.default_rng(0)
+    for _ in range(30):
+        actions = np.full((1, 100_000), 3)
+        actions[:, :8] = random.integers(0, 4, (1, 8))
+        wide, narrow = many.step({"shared": actions}), few.step({"shared": actions[:, :8]})
+        assert np.array_equal(wide.reward["shared"][:, :8], narrow.reward["shared"])
+        assert np.array_equal(wide.seen.observation["shared"][:, :8], narrow.seen.observation["shared"])
+    assert many.edges.shape == (99_999, 2)
 
 
 def stratified_seeds(n):
@@ -320,9 +347,205 @@ def test_sending_where_no_access_point_is_is_refused():
         env.step({"shared": np.array([[4, 4, 0, 0]])})
 
 
+def plain_mdp(agents, states, seed):
+    """Transition [a, s, s'] and mean reward [a, s, i] of a random MDP with two actions, number by number in plain Python."""
+    words = [[splitmix(seed, 0, i, a) for a in range(2)] for i in range(agents)]
+    transition, reward = [], []
+    for actions in itertools.product(range(2), repeat=agents):
+        key = functools.reduce(operator.xor, (words[i][a] for i, a in enumerate(actions)))
+        rows = [[plain_uniform(seed, 1, key, s, z) for z in range(states)] for s in range(states)]
+        rows = [[p / sum(row) + 1e-5 for p in row] for row in rows]
+        transition.append([[p / sum(row) for p in row] for row in rows])
+        reward.append([[4 * plain_uniform(seed, 2, key, s, i) for i in range(agents)] for s in range(states)])
+    return np.array(transition), np.array(reward)
+
+
+def test_tables_of_an_mdp_hold_its_hashed_numbers():
+    mdp = RandomMDP(agents=3, states=4, seed=9)
+    transition, reward = plain_mdp(3, 4, 9)
+    np.testing.assert_allclose(mdp.tables().transition, transition, rtol=1e-12)
+    np.testing.assert_allclose(mdp.tables().reward, reward, rtol=1e-12)
+    assert mdp.joint_actions().tolist() == [list(a) for a in itertools.product(range(2), repeat=3)]
+
+
+def test_numbers_of_the_published_size_are_distributed_as_published():
+    transition, reward = RandomMDP().tables()
+    assert (transition.shape, reward.shape) == ((256, 20, 20), (256, 20, 8))
+    np.testing.assert_allclose(transition.sum(-1), 1, rtol=1e-12)
+    assert transition.min() > 0.9e-5
+    assert stats.kstest(reward.ravel() / 4, "uniform").pvalue > 0.01
+    # a uniform number over the sum of 20 of them
+    drawn = np.random.default_rng(0).random((20_000, 20))
+    assert stats.ks_2samp(transition.ravel()[::7], (drawn[:, 0] / drawn.sum(1))).pvalue > 0.01
+
+
+def test_mdp_steps_and_pays_as_in_a_plain_simulation():
+    transition, reward = plain_mdp(3, 4, 2)
+    env = make("networked/mdp", copies=2, agents=3, states=4, mdp_seed=2, noise=0.25, episode_steps=40)
+    seeds, random = [5, 2**31 - 1], np.random.default_rng(0)
+    env.reset([0, 1], seeds)
+    state = [int(plain_uniform(seed, 0) * 4) for seed in seeds]
+    visited = set()
+    for t in range(1, 41):
+        assert env.state().tolist() == [np.eye(4)[s].tolist() for s in state]
+        assert env.observe().observation["shared"].tolist() == [[np.eye(4)[s].tolist()] * 3 for s in state]
+        actions = random.integers(0, 2, (2, 3))
+        step = env.step({"shared": actions})
+        for b, seed in enumerate(seeds):
+            a = int("".join(map(str, actions[b])), 2)
+            noise = [0.25 * (2 * plain_uniform(seed, 2, t, i) - 1) for i in range(3)]
+            np.testing.assert_allclose(step.reward["shared"][b], reward[a, state[b]] + noise, rtol=1e-12)
+            state[b] = int(np.searchsorted(transition[a, state[b]].cumsum(), plain_uniform(seed, 1, t), side="right"))
+            visited.add(state[b])
+    assert step.truncated["shared"].all()
+    assert not step.terminated["shared"].any()
+    assert len(visited) == 4
+
+
+def random_policies(agents, states, seed=0):
+    return np.random.default_rng(seed).dirichlet([1, 1], (agents, states))
+
+
+def test_independent_policies_multiply_to_a_joint_one():
+    policies = random_policies(3, 4)
+    joint = product_policy(policies)
+    for a, actions in enumerate(itertools.product(range(2), repeat=3)):
+        expected = [math.prod(policies[i, s, actions[i]] for i in range(3)) for s in range(4)]
+        np.testing.assert_allclose(joint[:, a], expected)
+    with pytest.raises(ValueError, match=r"shape \(3, 4\): expected \[N, S, A\]"):
+        product_policy(policies[..., 0])
+
+
+def test_average_rewards_are_what_a_chain_earns_after_many_steps():
+    transition, reward = RandomMDP(agents=3, states=5).tables()
+    policy = product_policy(random_policies(3, 5))
+    chain = sum(policy[:, [a]] * transition[a] for a in range(8))
+    earned = sum(policy[:, [a]] * reward[a] for a in range(8))  # [S, N]
+    far = np.linalg.matrix_power(chain, 200)
+    for start in range(5):
+        np.testing.assert_allclose(stationary_distribution(transition, policy), far[start], rtol=1e-9)
+        np.testing.assert_allclose(average_reward(transition, reward, policy), far[start] @ earned, rtol=1e-9)
+    team = average_reward(transition, reward.mean(-1), policy)
+    assert team == pytest.approx(average_reward(transition, reward, policy).mean())
+
+
+def test_average_reward_of_a_chain_of_two_states_is_known():
+    transition = np.array([[[0.9, 0.1], [0.3, 0.7]]])
+    reward = np.array([[1.0, 5.0]])
+    policy = np.ones((2, 1))
+    assert stationary_distribution(transition, policy).tolist() == pytest.approx([0.75, 0.25])
+    assert average_reward(transition, reward, policy) == pytest.approx(2.0)
+    value = differential_value(transition, reward, policy)  # V(1) - V(0) = (5 - 1) / (0.1 + 0.3)
+    assert value.tolist() == pytest.approx([-2.5, 7.5])
+
+
+def test_differential_action_values_sum_what_is_earned_above_the_average():
+    transition, reward = RandomMDP(agents=3, states=5, seed=4).tables()
+    policy = product_policy(random_policies(3, 5))
+    chain = sum(policy[:, [a]] * transition[a] for a in range(8))
+    earned = sum(policy[:, [a]] * reward[a] for a in range(8))
+    average = average_reward(transition, reward, policy)
+    expected = reward - average
+    after = transition
+    for _ in range(200):
+        expected = expected + after @ earned - average
+        after = after @ chain
+    q = differential_q(transition, reward, policy)
+    np.testing.assert_allclose(q, expected, atol=1e-9)
+    value = np.einsum("sm,msn->sn", policy, q)
+    np.testing.assert_allclose(value, differential_value(transition, reward, policy), atol=1e-9)
+    np.testing.assert_allclose(stationary_distribution(transition, policy) @ value, 0, atol=1e-9)
+
+
+def test_optimum_is_the_best_of_all_deterministic_policies():
+    for seed in range(5):
+        transition, reward = RandomMDP(agents=2, states=3, seed=seed).tables()
+        team = reward.mean(-1)
+        score = {c: float(average_reward(transition, team, np.eye(4)[list(c)])) for c in itertools.product(range(4), repeat=3)}
+        best = optimum(transition, team)
+        assert best.average == pytest.approx(max(score.values()), rel=1e-12)
+        assert tuple(best.action) == max(score, key=score.get)
+
+
+def test_optimum_of_the_published_size_is_that_of_the_linear_program():
+    """The most that is earned by any distribution over states and joint actions that the transitions keep."""
+    transition, reward = RandomMDP().tables()
+    team = reward.mean(-1)
+    flow = np.eye(20)[None] - transition  # [a, s, z]: out of s, into z
+    balance = np.vstack([flow.reshape(-1, 20).T, np.ones(256 * 20)])
+    solved = optimize.linprog(-team.ravel(), A_eq=balance, b_eq=np.append(np.zeros(20), 1.0))
+    best = optimum(transition, team)
+    assert best.average == pytest.approx(-solved.fun, abs=1e-7)
+    policy = np.eye(256)[best.action]
+    assert average_reward(transition, team, policy) == pytest.approx(best.average)
+    q = differential_q(transition, team, policy)
+    assert (q.argmax(0) == best.action).all()
+    assert average_reward(transition, team, np.full((20, 256), 1 / 256)) == pytest.approx(2.0, abs=0.02)
+
+
+def test_simulation_estimates_the_exact_average_reward_with_the_error_that_it_says():
+    mdp = RandomMDP(agents=4, states=6)
+    policies = random_policies(4, 6)
+    exact = average_reward(*mdp.tables(), product_policy(policies)).mean()
+    estimates = [simulated_average_reward(mdp, policies, steps=100, seed=seed) for seed in range(10)]
+    scores = [(estimate.mean - exact) / estimate.standard_error for estimate in estimates]
+    assert np.abs(scores).max() < 4
+    assert 0.3 < np.std(scores) < 2
+    with pytest.raises(ValueError, match=r"shape \(4, 6, 2\); expected \(3, 6, 2\)"):
+        simulated_average_reward(RandomMDP(agents=3, states=6), policies)
+
+
+def test_twenty_agents_need_no_tables():
+    mdp = RandomMDP(agents=20)
+    with pytest.raises(ValueError, match="1048576 joint actions, too many for tables"):
+        mdp.tables()
+    uniform = simulated_average_reward(mdp, np.full((20, 20, 2), 0.5), steps=100)
+    assert uniform.mean == pytest.approx(2.0, abs=0.03)
+    joint = mdp.joint((1047 * np.arange(1000)[:, None] >> np.arange(20)) & 1)  # 1,000 different ones
+    assert len(np.unique(joint)) == 1000
+    chance = mdp.transition(np.arange(1000) % 20, joint)
+    np.testing.assert_allclose(chance.sum(-1), 1)
+    assert len(np.unique(chance[:, 0])) == 1000
+
+
+def test_noise_of_rewards_is_uniform_around_their_means():
+    mdp, env = RandomMDP(agents=2, states=3), make("networked/mdp", copies=2000, agents=2, states=3)
+    env.reset(list(range(2000)), list(range(2000)))
+    state, actions = env.state().argmax(1), np.zeros((2000, 2), int)
+    reward = env.step({"shared": actions}).reward["shared"]
+    noise = reward - mdp.mean_reward(state, mdp.joint(actions))
+    assert stats.kstest((noise + 0.5).ravel(), "uniform").pvalue > 0.01
+    assert stats.pearsonr(*noise.T).pvalue > 0.01
+    assert np.bincount(state) / 2000 == pytest.approx(np.full(3, 1 / 3), abs=0.05)
+
+
+def test_features_are_of_the_mdp_and_uniform():
+    mdp = RandomMDP(seed=3)
+    policy, joint = mdp.policy_features(), mdp.joint(mdp.joint_actions())
+    critic = mdp.critic_features(np.arange(20), joint[:, None])
+    assert (policy.shape, critic.shape) == ((8, 20, 2, 5), (256, 20, 10))
+    for features in (policy, critic):
+        assert stats.kstest(features.ravel(), "uniform").pvalue > 0.01
+    assert np.array_equal(policy, RandomMDP(seed=3).policy_features())
+    assert not np.array_equal(policy, RandomMDP(seed=4).policy_features())
+
+
+@pytest.mark.parametrize(("n", "edges"), [(1, 0), (2, 1), (3, 3), (4, 6), (20, 38), (1000, 1998)])
+def test_communication_graph_of_the_mdp_is_connected_and_sparse(n, edges):
+    env = make("networked/mdp", agents=n, states=2)
+    assert env.edges.shape == (edges, 2)
+    low, high = env.edges.T
+    assert (low < high).all()
+    graph = sparse.coo_array((np.ones(edges), (low, high)), shape=(n, n))
+    assert sparse.csgraph.connected_components(graph)[0] == 1
+    other = make("networked/mdp", agents=n, states=2, mdp_seed=1).edges
+    assert np.array_equal(env.edges, other) == (n <= 4)
+
+
 SMALL = {
     "networked/cacc": {"vehicles": 4, "scenario": "slowdown", "episode_steps": 90},
     "networked/wireless": {"height": 2, "width": 3, "users_per_cell": 2, "episode_steps": 7},
+    "networked/mdp": {"agents": 3, "states": 4, "episode_steps": 9},
 }
 
 
@@ -366,6 +589,9 @@ def test_edges_are_places_in_the_specification_whatever_the_groups():
         ("wireless", {"success": [0.5, 0.5]}, ["success=[0.5, 0.5]", "one for each of 6"]),
         ("wireless", {"success": "often"}, ["success='often'", "one probability for all"]),
         ("wireless", {"episode_steps": 0}, ["episode_steps=0"]),
+        ("mdp", {"agents": 0}, ["agents=0", "at least 1"]),
+        ("mdp", {"noise": -0.5}, ["noise=-0.5"]),
+        ("mdp", {"mdp_seed": -1}, ["mdp_seed=-1"]),
     ],
 )
 def test_networks_that_can_not_be_are_refused(name, options, words):
