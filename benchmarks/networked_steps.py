@@ -22,7 +22,7 @@ import numpy as np
 from marl_hpc import envs
 from marl_hpc.summary import git_state, versions
 
-SIZES: dict[str, dict[int, dict[str, int]]] = {
+SIZES: dict[str, dict[int, dict[str, Any]]] = {
     "networked/cacc": {n: {"vehicles": n} for n in (8, 100, 10_000, 1_000_000)},
     "networked/wireless": {h * w: {"height": h, "width": w} for h, w in ((2, 4), (10, 10), (100, 100), (1000, 1000))},
     "networked/mdp": {n: {"agents": n} for n in (8, 100, 10_000, 1_000_000)},
@@ -42,13 +42,13 @@ def actions(env: Any, random: np.random.Generator) -> np.ndarray:
     return np.where(mask, random.random(mask.shape), -1).argmax(-1)
 
 
-def start(name: str, options: dict[str, int], copies: int) -> tuple[Any, dict[str, np.ndarray]]:
+def start(name: str, options: dict[str, Any], copies: int) -> tuple[Any, dict[str, np.ndarray]]:
     env = envs.make(name, copies=copies, **options)
     env.reset(list(range(copies)), list(range(copies)))
     return env, {env.spec.groups[0].name: actions(env, np.random.default_rng(0))}
 
 
-def check(name: str, options: dict[str, int]) -> None:
+def check(name: str, options: dict[str, Any]) -> None:
     """The last of three copies gets what it gets alone; also warms up."""
     (many, acts), (one, _) = start(name, options, 3), start(name, options, 1)
     one.reset([0], [2])
@@ -58,7 +58,7 @@ def check(name: str, options: dict[str, int]) -> None:
         np.testing.assert_array_equal(together[2:], alone)
 
 
-def measure(name: str, options: dict[str, int], copies: int, n: int, repeats: int) -> dict[str, Any]:
+def measure(name: str, options: dict[str, Any], copies: int, n: int, repeats: int) -> dict[str, Any]:
     began = time.perf_counter()
     env, acts = start(name, options, copies)
     built_s = time.perf_counter() - began
