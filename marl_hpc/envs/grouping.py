@@ -30,19 +30,21 @@ def group_agents(
     groups: str | Mapping[str, str],
     masked: Container[str] = (),
 ) -> tuple[GroupSpec, ...]:
-    """Groups in the order of their first agents; `masked` names agents whose masks come in `info`.
+    """Groups in the order of their first agents; `masked` names agents whose masks come beside their observations.
 
     Raises ConfigError when agents of one group have spaces that can't be padded to the same, or the mapping misses an agent.
     """
     kinds: dict[str, Kind] = {}
-    known: dict[tuple[int, int, bool], Kind] = {}  # many agents share the same two objects: those are read once
+    # many agents share the same two objects: those are read once, and kept, so that no other gets their id
+    known: dict[tuple[int, int, bool], tuple[Kind, Any, Any]] = {}
     for agent in agents:
         observed, done = observation_spaces[agent], action_spaces[agent]
         key = id(observed), id(done), agent in masked
         if key not in known:
             shape, image, in_observation, _ = encoding(observed, agent)
-            known[key] = Kind(shape, image, action_space(done, agent), in_observation or agent in masked)
-        kinds[agent] = known[key]
+            kind = Kind(shape, image, action_space(done, agent), in_observation or agent in masked)
+            known[key] = kind, observed, done
+        kinds[agent] = known[key][0]
     if groups == "separate":
         names = {agent: agent for agent in agents}
     elif groups == "shared":

@@ -40,7 +40,7 @@ def mean_by_step(env, action, seeds):
 
 
 class Platoon:
-    """One platoon in plain Python, by section 5 of Chu, Chinchali & Katti 2020 and their published settings."""
+    """One platoon in plain Python, by Chu, Chinchali & Katti 2020 and their published settings."""
 
     GAINS = ((0, 0), (0.5, 0), (0, 0.5), (0.5, 0.5))
 
@@ -292,8 +292,8 @@ def test_packets_are_delivered_and_lost_as_in_a_plain_simulation(height, width, 
     }
     env = make("networked/wireless", copies=2, episode_steps=60, **options)
     n, points = height * width * crowd, (height - 1) * (width - 1)
-    p = [plain_uniform(3, 0, i) if arrival is None else arrival for i in range(n)]
-    q = [plain_uniform(3, 1, k) for k in range(points)]
+    p = [plain_uniform(3, 2, i) if arrival is None else arrival for i in range(n)]
+    q = [plain_uniform(3, 3, k) for k in range(points)]
     seeds = [11, 2**31 - 1]
     plain = [AccessNetwork(height, width, crowd, deadline, p, q, seed) for seed in seeds]
     env.reset([0, 1], seeds)
@@ -384,7 +384,7 @@ def test_mdp_steps_and_pays_as_in_a_plain_simulation():
     env = make("networked/mdp", copies=2, agents=3, states=4, mdp_seed=2, noise=0.25, episode_steps=40)
     seeds, random = [5, 2**31 - 1], np.random.default_rng(0)
     env.reset([0, 1], seeds)
-    state = [int(plain_uniform(seed, 0) * 4) for seed in seeds]
+    state = [int(plain_uniform(seed, 5) * 4) for seed in seeds]
     visited = set()
     for t in range(1, 41):
         assert env.state().tolist() == [np.eye(4)[s].tolist() for s in state]
@@ -393,9 +393,9 @@ def test_mdp_steps_and_pays_as_in_a_plain_simulation():
         step = env.step({"shared": actions})
         for b, seed in enumerate(seeds):
             a = int("".join(map(str, actions[b])), 2)
-            noise = [0.25 * (2 * plain_uniform(seed, 2, t, i) - 1) for i in range(3)]
+            noise = [0.25 * (2 * plain_uniform(seed, 7, t, i) - 1) for i in range(3)]
             np.testing.assert_allclose(step.reward["shared"][b], reward[a, state[b]] + noise, rtol=1e-12)
-            state[b] = int(np.searchsorted(transition[a, state[b]].cumsum(), plain_uniform(seed, 1, t), side="right"))
+            state[b] = int(np.searchsorted(transition[a, state[b]].cumsum(), plain_uniform(seed, 6, t), side="right"))
             visited.add(state[b])
     assert step.truncated["shared"].all()
     assert not step.terminated["shared"].any()
@@ -481,6 +481,19 @@ def test_optimum_of_the_published_size_is_that_of_the_linear_program():
     q = differential_q(transition, team, policy)
     assert (q.argmax(0) == best.action).all()
     assert average_reward(transition, team, np.full((20, 256), 1 / 256)) == pytest.approx(2.0, abs=0.02)
+
+
+def test_questions_without_an_answer_are_refused():
+    transition, reward = RandomMDP(agents=2, states=3).tables()
+    policy = np.full((3, 4), 0.25)
+    with pytest.raises(ValueError, match=r"policy has shape \(4, 3\); expected \(3, 4\): states, joint actions"):
+        average_reward(transition, reward, policy.T)
+    with pytest.raises(ValueError, match=r"reward has shape \(3, 4\); expected \(4, 3\)"):
+        differential_q(transition, reward.mean(-1).T, policy)
+    with pytest.raises(ValueError, match=r"reward has shape \(4, 3, 2\).*take the mean"):
+        optimum(transition, reward)
+    with pytest.raises(ValueError, match="several recurrent classes"):
+        stationary_distribution(np.eye(3)[None], np.ones((3, 1)))
 
 
 def test_simulation_estimates_the_exact_average_reward_with_the_error_that_it_says():

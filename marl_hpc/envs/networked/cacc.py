@@ -1,4 +1,4 @@
-"""Cooperative adaptive cruise control of a platoon (Chu, Chinchali & Katti 2020, section 5), all copies and vehicles at once.
+"""Cooperative adaptive cruise control of a platoon (Chu, Chinchali & Katti 2020), all copies and vehicles at once.
 
 The same task as the authors' (github.com/cts198859/deeprl_network, envs/cacc_env.py): an episode of a seed starts where theirs starts,
 and the same actions lead to the same observations, rewards and endings, up to rounding. Numbers inside are float64, arrays [B, N].

@@ -18,7 +18,7 @@ def words(*key: Any) -> np.ndarray:
     """64 random bits a key: uint64, of the shape that the key's parts have together by broadcasting.
 
     Parts are whole numbers from 0 to 2⁶⁴ - 1 or arrays of them; put large arrays last. What came before a part seeds a SplitMix64
-    stream, of which the part picks one output: keys of different lengths share nothing. Source: Steele, Lea & Flood 2014, figure 17.
+    stream, of which the part picks one output: keys of different lengths share nothing. Source: Steele, Lea & Flood 2014.
 
     >>> [f"{int(word):x}" for word in words(np.arange(3))]
     ['e220a8397b1dcdaf', '6e789e6aa1b965f4', '6c45d188009454f']

@@ -20,9 +20,8 @@ from marl_hpc.envs.networked.batch import Groups, NetworkedBatch, at_least
 from marl_hpc.envs.networked.hashing import uniform, words
 
 NAME = "networked/mdp"
-# what a number of an MDP is drawn for, and one of an episode
-ACTION, TRANSITION, REWARD, POLICY_FEATURE, CRITIC_FEATURE = range(5)
-START, NEXT, NOISE, CHOICE = range(4)
+# what a number is drawn for: of an MDP, and of an episode
+ACTION, TRANSITION, REWARD, POLICY_FEATURE, CRITIC_FEATURE, START, NEXT, NOISE, CHOICE = range(9)
 HIGHEST_REWARD, ERGODICITY = 4.0, 1e-5
 LARGEST_TABLE = 50_000_000  # numbers: 400 MB
 

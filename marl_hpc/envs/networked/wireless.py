@@ -1,4 +1,4 @@
-"""Wireless access on a grid (Qu, Wierman & Li 2020; Qu, Lin, Wierman & Li 2020, section 5), all copies and users at once.
+"""Wireless access on a grid (Qu, Wierman & Li 2020; Qu, Lin, Wierman & Li 2020), all copies and users at once.
 
 Users share access points with those around them, and each delivers its own packets before their deadlines: who does what matters only
 to those near by, which is what algorithms with κ-hop neighborhoods use. Numbers are drawn by (seed, purpose, step, user or access
@@ -16,8 +16,10 @@ from marl_hpc.config import ConfigError
 from marl_hpc.envs.networked.batch import Groups, NetworkedBatch, at_least
 from marl_hpc.envs.networked.hashing import uniform
 
-ARRIVAL, SUCCESS = 0, 1  # what a number is drawn for
+# what a number is drawn for: by episode, and by network
+ARRIVAL, SUCCESS, ARRIVAL_PROBABILITY, SUCCESS_PROBABILITY = range(4)
 NAME = "networked/wireless"
+NOWHERE = -1
 Probability = float | Sequence[float] | None
 
 
@@ -60,8 +62,8 @@ class Wireless(NetworkedBatch):
         self.access = access_points(height, width, users_per_cell)
         n, points = len(self.access), (height - 1) * (width - 1)
         super().__init__(NAME, copies, groups, n, deadline, 5, shared(self.access, points), legal=self.access != NOWHERE)
-        self.arrival = _probabilities("arrival", arrival, n, network_seed, ARRIVAL)
-        self.success = _probabilities("success", success, points, network_seed, SUCCESS)
+        self.arrival = _probabilities("arrival", arrival, n, network_seed, ARRIVAL_PROBABILITY)
+        self.success = _probabilities("success", success, points, network_seed, SUCCESS_PROBABILITY)
         self.episode_steps = episode_steps
         self.queue = np.zeros((deadline, copies, n), bool)  # by steps left, this one not included
         self.seeds = np.zeros((copies, 1), np.uint64)
@@ -100,9 +102,6 @@ class Wireless(NetworkedBatch):
     def _arrivals(self, seeds: np.ndarray, clock: np.ndarray) -> np.ndarray:
         """Who gets a packet, bool [n, N], by seeds and steps [n, 1]."""
         return uniform(seeds, ARRIVAL, clock, np.arange(len(self.arrival))) < self.arrival
-
-
-NOWHERE = -1
 
 
 def access_points(height: int, width: int, users_per_cell: int) -> np.ndarray:
