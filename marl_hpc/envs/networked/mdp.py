@@ -42,7 +42,7 @@ class RandomMDP:
 
     >>> mdp = RandomMDP(agents=3, states=4)
     >>> key = mdp.joint(np.array([0, 1, 1]))
-    >>> bool(np.allclose(mdp.transition(np.array(2), key), mdp.tables().transition[0b011, 2]))
+    >>> bool(np.allclose(mdp.transition(2, key), mdp.tables().transition[0b011, 2]))
     True
     """
 
@@ -58,25 +58,25 @@ class RandomMDP:
         """Keys [...] of joint actions [..., N]: random words of each agent's action, combined (Zobrist 1970)."""
         return np.bitwise_xor.reduce(np.take(self._words, actions + self._offsets), axis=-1)
 
-    def transition(self, state: np.ndarray, joint: np.ndarray) -> np.ndarray:
+    def transition(self, state: np.ndarray | int, joint: np.ndarray) -> np.ndarray:
         """Probabilities of the next state [..., S] by states [...] and keys of joint actions [...]."""
-        drawn = uniform(self.seed, TRANSITION, joint[..., None], state[..., None], np.arange(self.states))
+        drawn = uniform(self.seed, TRANSITION, joint[..., None], np.asarray(state)[..., None], np.arange(self.states))
         chance = drawn / drawn.sum(-1, keepdims=True) + ERGODICITY
         return chance / chance.sum(-1, keepdims=True)
 
-    def mean_reward(self, state: np.ndarray, joint: np.ndarray) -> np.ndarray:
+    def mean_reward(self, state: np.ndarray | int, joint: np.ndarray) -> np.ndarray:
         """Each agent's mean reward [..., N] by states [...] and keys of joint actions [...]."""
-        return HIGHEST_REWARD * uniform(self.seed, REWARD, joint[..., None], state[..., None], np.arange(self.agents))
+        return HIGHEST_REWARD * uniform(self.seed, REWARD, joint[..., None], np.asarray(state)[..., None], np.arange(self.agents))
 
     def joint_actions(self) -> np.ndarray:
         """All joint actions [A^N, N] in the order of tables. Raises ValueError where their tables would be too large."""
         count = self.actions**self.agents
         if count * self.states * (self.states + self.agents) > LARGEST_TABLE:
             raise ValueError(
-                f"{self.agents} agents with {self.actions} actions have {count} joint actions, too many for tables; "
-                "take fewer agents, or simulated_average_reward"
+                f"{self.agents} agents with {self.actions} actions each have {self.actions}^{self.agents} joint actions, too many for "
+                "tables; take fewer agents, or simulated_average_reward"
             )
-        return np.stack(np.unravel_index(np.arange(count), (self.actions,) * self.agents), 1)
+        return np.arange(count)[:, None] // self.actions ** np.arange(self.agents)[::-1] % self.actions
 
     def tables(self) -> Tables:
         """All numbers at once. Raises ValueError where these would be more than LARGEST_TABLE."""
@@ -89,9 +89,9 @@ class RandomMDP:
         agent, state, action = (part[..., None] for part in np.indices((self.agents, self.states, self.actions)))
         return uniform(self.seed, POLICY_FEATURE, agent, state, action, np.arange(size))
 
-    def critic_features(self, state: np.ndarray, joint: np.ndarray, size: int = 10) -> np.ndarray:
+    def critic_features(self, state: np.ndarray | int, joint: np.ndarray, size: int = 10) -> np.ndarray:
         """Features [..., size] for a linear critic of states [...] and keys of joint actions [...], uniform in [0, 1]."""
-        return uniform(self.seed, CRITIC_FEATURE, joint[..., None], state[..., None], np.arange(size))
+        return uniform(self.seed, CRITIC_FEATURE, joint[..., None], np.asarray(state)[..., None], np.arange(size))
 
     @cached_property
     def _words(self) -> np.ndarray:
