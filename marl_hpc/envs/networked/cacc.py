@@ -43,10 +43,11 @@ class CACC(NetworkedBatch):
 
     Private rewards -(h - 20)² - (v - 15)² - 0.1 u² - near (10 - h)² where h < 10. `near` is 5 in the authors' training; their evaluation
     has 0. When any headway falls below 1 m, everybody gets -1000 in that step and in all that follow, and nothing moves any more; the
-    episode terminates with the next step whose number is a multiple of `batch_steps`. Else it is cut off after `episode_steps`.
+    episode terminates with the next step whose number is a multiple of `batch_steps`. Else it is cut off after `episode_steps`, which
+    the authors' code doesn't tell from a termination.
 
     Returns in the literature are means over steps of the sum over vehicles: this package's (sum over steps, mean over agents) times
-    N / episode_steps, by default 8 / 600. On that scale action 3 at every step, which never crashes, has an expectation of -81.4 in
+    N / episode_steps, by default 8 / 600 (after a crash, N by the episode's length). On that scale action 3 at every step, which never crashes, has an expectation of -81.4 in
     catchup and -491.3 in slowdown (standard deviation between episodes 44 and 311: a few episodes say little).
     Raises ConfigError for values that can't be.
     """
