@@ -47,8 +47,9 @@ class CACC(NetworkedBatch):
     the authors' code doesn't tell from a termination.
 
     Returns in the literature are means over steps of the sum over vehicles: this package's (sum over steps, mean over agents) times
-    N / episode_steps, by default 8 / 600 (after a crash, N by the episode's length). On that scale action 3 at every step, which never crashes, has an expectation of -81.4 in
-    catchup and -491.3 in slowdown (standard deviation between episodes 44 and 311: a few episodes say little).
+    N / episode_steps, by default 8 / 600 (after a crash, N by the episode's length). On that scale action 3 at every step, which never
+    crashes, has an expectation of -81.4 in catchup and -491.3 in slowdown (standard deviation between episodes 44 and 311: a few
+    episodes say little).
     Raises ConfigError for values that can't be.
     """
 
