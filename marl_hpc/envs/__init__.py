@@ -49,6 +49,9 @@ ENVS |= {
     "mpe_fast/simple_speaker_listener": "marl_hpc.envs.particles:SimpleSpeakerListener",
     "lbf_fast/8x8-2p-2f-coop": "marl_hpc.envs.foraging:Foraging",
     "lbf_fast/foraging": "marl_hpc.envs.foraging:Foraging",
+    "networked/cacc": "marl_hpc.envs.networked.cacc:CACC",
+    "networked/wireless": "marl_hpc.envs.networked.wireless:Wireless",
+    "networked/mdp": "marl_hpc.envs.networked.mdp:NetworkedMDP",
 }
 
 

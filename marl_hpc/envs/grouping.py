@@ -6,7 +6,7 @@ fewer choices with masked ones, up to the largest of the group.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Container, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from marl_hpc.config import ConfigError
@@ -28,16 +28,23 @@ def group_agents(
     observation_spaces: Mapping[str, Any],
     action_spaces: Mapping[str, Any],
     groups: str | Mapping[str, str],
-    masked: Sequence[str] = (),
+    masked: Container[str] = (),
 ) -> tuple[GroupSpec, ...]:
-    """Groups in the order of their first agents; `masked` names agents whose masks come in `info`.
+    """Groups in the order of their first agents; `masked` names agents whose masks come beside their observations.
 
     Raises ConfigError when agents of one group have spaces that can't be padded to the same, or the mapping misses an agent.
     """
-    kinds = {}
+    kinds: dict[str, Kind] = {}
+    # many agents share the same two objects: those are read once, and kept, so that no other gets their id
+    known: dict[tuple[int, int, bool], tuple[Kind, Any, Any]] = {}
     for agent in agents:
-        shape, image, in_observation, _ = encoding(observation_spaces[agent], agent)
-        kinds[agent] = Kind(shape, image, action_space(action_spaces[agent], agent), in_observation or agent in masked)
+        observed, done = observation_spaces[agent], action_spaces[agent]
+        key = id(observed), id(done), agent in masked
+        if key not in known:
+            shape, image, in_observation, _ = encoding(observed, agent)
+            kind = Kind(shape, image, action_space(done, agent), in_observation or agent in masked)
+            known[key] = kind, observed, done
+        kinds[agent] = known[key][0]
     if groups == "separate":
         names = {agent: agent for agent in agents}
     elif groups == "shared":
@@ -50,9 +57,11 @@ def group_agents(
         names = {agent: str(groups[agent]) for agent in agents}
     else:
         raise ConfigError(f"groups={groups!r} is not a choice; shared, separate, or a mapping agent: group")
+    members_of: dict[str, dict[str, Kind]] = {}
+    for agent in agents:
+        members_of.setdefault(names[agent], {})[agent] = kinds[agent]
     result = []
-    for name in dict.fromkeys(names.values()):
-        members = {agent: kinds[agent] for agent in agents if names[agent] == name}
+    for name, members in members_of.items():
         kind = common(name, members)
         result.append(
             GroupSpec(

@@ -18,14 +18,15 @@ from gymnasium import spaces
 
 from marl_hpc.config import ConfigError
 from marl_hpc.envs.grouping import group_agents
-from marl_hpc.types import EnvSpec, Seen, Step
+from marl_hpc.types import EnvSpec, GroupSpec, Seen, Step
 
 
 class VectorizedBatch(ABC):
     """An `EnvBatch` of B copies without a loop over copies. `agents` maps names to (observation space, action space), in order.
 
     `state_from`: "observations" (all, by group), or "environment": all observations in the order of `agents`, unless a subclass gives
-    another `state` and a `state_shape`.
+    another `state` and a `state_shape`. `legal`: bool [N, A], which of A actions an agent has at all, where some lack some; it becomes
+    the action mask.
     """
 
     def __init__(
@@ -38,17 +39,21 @@ class VectorizedBatch(ABC):
         *,
         state_from: str = "observations",
         state_shape: tuple[int, ...] | None = None,
+        legal: np.ndarray | None = None,
     ) -> None:
         if copies < 1:
             raise ConfigError(f"env.name={name!r}: copies={copies}; at least one copy is needed")
-        found = group_agents(tuple(agents), {a: s[0] for a, s in agents.items()}, {a: s[1] for a, s in agents.items()}, groups)
+        sees, does = ({agent: both[part] for agent, both in agents.items()} for part in (0, 1))
+        found = group_agents(tuple(agents), sees, does, groups, masked=() if legal is None else agents)
         sizes = sum(math.prod(g.observation_shape) * len(g.agents) for g in found)
         shape = state_shape or (sizes,)
         self.spec = EnvSpec(name=name, version=version, groups=found, state_shape=shape, state_from=state_from)
         self.copies = copies
         self.clock = np.zeros(copies, int)  # steps of the present episode, this one included
-        order = list(agents)
-        self._rows = {g.name: np.array([order.index(agent) for agent in g.agents]) for g in found}
+        place = {agent: i for i, agent in enumerate(agents)}
+        self._rows = {g.name: np.array([place[agent] for agent in g.agents]) for g in found}
+        self._parts = {name: _span(rows) for name, rows in self._rows.items()}
+        self._legal = legal
         self._playing = np.zeros(copies, bool)
         self._shown = np.zeros(copies, bool)  # has something to show: playing, or just over
         self._looked: Any = None
@@ -83,11 +88,15 @@ class VectorizedBatch(ABC):
 
     def observe(self) -> Seen:
         everything = self._everything()
-        observation = {
-            name: everything[:, rows] if isinstance(everything, np.ndarray) else np.stack([everything[i] for i in rows], 1)
-            for name, rows in self._rows.items()
-        }
-        return Seen(observation, {}, self._for_groups(self._playing))
+        if isinstance(everything, np.ndarray):
+            observation = {name: np.array(everything[:, part]) for name, part in self._parts.items()}
+        else:
+            observation = {name: np.stack([everything[i] for i in rows], 1) for name, rows in self._rows.items()}
+        mask = {}
+        if self._legal is not None:
+            legal = self._legal | ~self._playing[:, None, None]
+            mask = {name: legal[:, part] for name, part in self._parts.items()}
+        return Seen(observation, mask, self._for_groups(self._playing))
 
     def state(self) -> np.ndarray:
         if self.spec.state_from == "observations":
@@ -109,7 +118,7 @@ class VectorizedBatch(ABC):
         self._looked = None
         return Step(
             self.observe(),
-            {name: reward[:, rows] for name, rows in self._rows.items()},
+            {name: reward[:, part] for name, part in self._parts.items()},
             self._for_groups(terminated),
             self._for_groups(truncated),
             ~self._playing,
@@ -143,6 +152,8 @@ class VectorizedBatch(ABC):
                 if array.min() < 0 or array.max() >= space.n:
                     wrong = array[(array < 0) | (array >= space.n)].flat[0]
                     raise ValueError(f"group {group.name!r} has {space.n} actions, 0 to {space.n - 1}, and got {wrong}")
+                if self._legal is not None:
+                    self._check_legal(group, array)
             parts[group.name] = array
         if len(parts) == 1 and self._shape_of_all is not None:
             (array,) = parts.values()
@@ -151,12 +162,27 @@ class VectorizedBatch(ABC):
             first = next(iter(parts.values()))
             together = np.empty((len(self.spec.agents), self.copies, *self._shape_of_all), first.dtype)
             for name, array in parts.items():
-                together[self._rows[name]] = array.swapaxes(0, 1)
+                together[self._parts[name]] = array.swapaxes(0, 1)
             return together
         by_agent: dict[int, np.ndarray] = {}
         for name, array in parts.items():
             by_agent.update({int(row): array[:, i] for i, row in enumerate(self._rows[name])})
         return [by_agent[i] for i in range(len(by_agent))]
+
+    def _check_legal(self, group: GroupSpec, array: np.ndarray) -> None:
+        assert self._legal is not None
+        wrong = ~self._legal[self._rows[group.name], array] & self._playing[:, None]
+        if wrong.any():
+            copy, i = np.argwhere(wrong)[0]
+            legal = np.flatnonzero(self._legal[self._rows[group.name][i]]).tolist()
+            raise ValueError(
+                f"{group.agents[i]} in copy {copy} has the actions {legal} and got {array[copy, i]}; choose by the action mask"
+            )
+
+
+def _span(rows: np.ndarray) -> slice | np.ndarray:
+    """Rows as a slice where they are next to each other: indexing copies nothing then."""
+    return slice(int(rows[0]), int(rows[-1]) + 1) if rows[-1] - rows[0] == len(rows) - 1 else rows
 
 
 def box(size: int) -> spaces.Box:
