@@ -102,7 +102,8 @@ def batch_of(name: str, envs: list[Any], groups: str | Mapping[str, str] = "shar
     if all(hasattr(envs[0], part) for part in ("possible_agents", "observation_space", "action_space", "reset", "step")):
         turn_based = hasattr(envs[0], "agent_iter") or hasattr(envs[0], "last")
         return (TurnBatch if turn_based else ParallelBatch)(name, envs, groups)
+    what = f"the class {envs[0].__name__} itself" if isinstance(envs[0], type) else type(envs[0]).__name__
     raise TypeError(
-        f"env.name={name!r} returned {type(envs[0]).__name__}; expected a PettingZoo environment, parallel or turn-based "
+        f"env.name={name!r} returned {what}; expected a PettingZoo environment, parallel or turn-based "
         "(possible_agents, observation_space(agent), reset, step), or a function that takes copies and groups"
     )

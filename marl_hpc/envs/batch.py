@@ -71,7 +71,7 @@ class PettingZooBatch:
         self._place = {agent: (group.name, i) for group in specs for i, agent in enumerate(group.agents)}
         self._encoding = {agent: encoding(space, agent) for agent, space in observation_spaces.items()}
         self._decode = {agent: decoder(space) for agent, space in action_spaces.items()}
-        self._choices = {agent: action_space(space, agent).size for agent, space in action_spaces.items()}
+        self._choices = {agent: action_space(space, agent).choices for agent, space in action_spaces.items()}
         self._current = empty_seen(specs, self.copies)
 
     def observe(self) -> Seen:
@@ -85,6 +85,11 @@ class PettingZooBatch:
     def close(self) -> None:
         for env in self.envs:
             env.close()
+
+    def _stranger(self, agent: Any) -> Exception:
+        return ValueError(
+            f"{self.spec.name}: {agent!r} appears, who isn't among its possible_agents: {', '.join(map(str, self._place))}"
+        )
 
     def _action(self, copy: int, agent: str, actions: Mapping[str, np.ndarray]) -> Any:
         group, i = self._place[agent]
@@ -104,7 +109,12 @@ class PettingZooBatch:
 
     def _see(self, copy: int, agent: str, seen: Any) -> None:
         group, i = self._place[agent]
-        vector = self._encoding[agent].encode(seen)
+        try:
+            vector = self._encoding[agent].encode(seen)
+        except (ValueError, TypeError, KeyError, IndexError) as error:
+            raise ValueError(
+                f"{self.spec.name}: {agent} observed something outside its observation space {self.envs[copy].observation_space(agent)}: {error}"
+            ) from error
         self._current.observation[group][copy, i][: len(vector)] = vector  # a padded rest stays zero
 
     def _act_next(self, copy: int, agent: str, seen: Any, info: Mapping[str, Any]) -> None:
@@ -113,13 +123,26 @@ class PettingZooBatch:
         self._current.active[group][copy, i] = True
         legal = seen["action_mask"] if self._encoding[agent].masked else info.get("action_mask")
         if group in self._current.action_mask:
-            row, own = self._current.action_mask[group][copy, i], self._choices[agent]
-            row[:own] = True if legal is None else flat_mask(legal, own, agent)
+            row, choices = self._current.action_mask[group][copy, i], self._choices[agent]
+            own = sum(choices)
+            row[:own] = True if legal is None else flat_mask(legal, choices, agent)
             row[own:] = False
         elif legal is not None:
             raise ValueError(
                 f"{self.spec.name}: {agent} has an action mask in its info now but nobody like it had one after a reset"
             )
+
+
+def number(reward: Any, agent: Any, name: str) -> float:
+    """An agent's reward, however it is wrapped. Raises ValueError for what isn't one number."""
+    if type(reward) is float:
+        return reward
+    try:
+        if reward is None:
+            raise TypeError
+        return float(np.asarray(reward, np.float64).reshape(()))
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"{name}: the reward of {agent} is {reward!r}; expected a number") from error
 
 
 def has_state(env: Any) -> bool:

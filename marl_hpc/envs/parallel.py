@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from marl_hpc.envs.batch import PettingZooBatch, empty_step
+from marl_hpc.envs.batch import PettingZooBatch, empty_step, number
 from marl_hpc.types import Step
 
 
@@ -19,16 +19,16 @@ class ParallelBatch(PettingZooBatch):
     """B copies of a PettingZoo parallel environment as an `EnvBatch`."""
 
     def __init__(self, name: str, envs: list[Any], groups: str | Mapping[str, str] = "shared") -> None:
-        _, infos = envs[0].reset(seed=0)
+        _, infos = start(name, envs[0], 0)
         super().__init__(name, envs, groups, infos, turn_based=False)
 
     def reset(self, copies: list[int], seeds: list[int]) -> None:
         for copy, seed in zip(copies, seeds, strict=True):
             for agent in self._place:
                 self._clear(copy, agent)
-            observations, infos = self.envs[copy].reset(seed=seed)
+            observations, infos = start(self.spec.name, self.envs[copy], seed)
             for agent in self.envs[copy].agents:
-                self._write(copy, agent, observations[agent], infos)
+                self._enter(copy, agent, observations, infos)
 
     def step(self, actions: Mapping[str, np.ndarray]) -> Step:
         result = empty_step(self.spec.groups, self.copies)
@@ -42,10 +42,15 @@ class ParallelBatch(PettingZooBatch):
                 over[copy] = True
                 continue
             chosen = {agent: self._action(copy, agent, actions) for agent in living}
-            observations, rewards, terminations, truncations, infos = env.step(chosen)
+            stepped = env.step(chosen)
+            if len(stepped) != 5:
+                raise TypeError(
+                    f"{self.spec.name}: step() returned {len(stepped)} values; expected 5: observations, rewards, terminations, truncations, infos"
+                )
+            observations, rewards, terminations, truncations, infos = stepped
             for agent in living:
                 group, i = self._place[agent]
-                reward[group][copy, i] = rewards.get(agent, 0.0)
+                reward[group][copy, i] = number(rewards.get(agent, 0.0), agent, self.spec.name)
                 ended, cut = bool(terminations.get(agent, False)), bool(truncations.get(agent, False))
                 terminated[group][copy, i], truncated[group][copy, i] = ended, cut and not ended
                 if agent not in env.agents and agent in observations and not (ended or cut):
@@ -63,10 +68,26 @@ class ParallelBatch(PettingZooBatch):
                     self._write(copy, agent, observations[agent], infos)
             for agent in env.agents:
                 if agent not in living:  # born in this step
-                    self._write(copy, agent, observations[agent], infos)
+                    self._enter(copy, agent, observations, infos)
             over[copy] = not env.agents or all(terminations.get(a, False) or truncations.get(a, False) for a in env.agents)
         return result._replace(seen=self.observe())
 
+    def _enter(self, copy: int, agent: str, observations: Mapping[str, Any], infos: Mapping[str, Any]) -> None:
+        """An agent's first observation in an episode, or of its next life in it."""
+        if agent not in self._place:
+            raise self._stranger(agent)
+        if agent not in observations:
+            raise ValueError(f"{self.spec.name}: {agent} is among agents but has no observation to begin with")
+        self._write(copy, agent, observations[agent], infos)
+
     def _write(self, copy: int, agent: str, seen: Any, infos: Mapping[str, Any]) -> None:
         self._see(copy, agent, seen)
-        self._act_next(copy, agent, seen, infos.get(agent) or {})
+        self._act_next(copy, agent, seen, (infos or {}).get(agent) or {})
+
+
+def start(name: str, env: Any, seed: int) -> tuple[Mapping[str, Any], Mapping[str, Any]]:
+    """(observations, infos) of a new episode."""
+    begun = env.reset(seed=seed)
+    if not isinstance(begun, tuple) or len(begun) != 2:
+        raise TypeError(f"{name}: reset() returned {type(begun).__name__}; expected a pair: observations, infos")
+    return begun[0], begun[1] or {}

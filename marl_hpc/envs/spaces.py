@@ -60,12 +60,18 @@ def decoder(space: Any) -> Callable[[Any], Any]:
     return lambda action: np.asarray(action, space.dtype).reshape(space.shape)
 
 
-def flat_mask(mask: Any, size: int, owner: str) -> np.ndarray:
-    """A mask, one array or one array for each part of the action, as bool [size]. Raises ValueError when the sizes differ."""
+def flat_mask(mask: Any, choices: tuple[int, ...], owner: str) -> np.ndarray:
+    """A mask, one array or one array for each part of the action, as bool [sum of choices]. Where nothing is legal in a part, its first
+    choice is what remains: gymnasium samples that, too. Raises ValueError when the sizes differ."""
     parts = [mask] if isinstance(mask, np.ndarray) else list(mask)
     flat = np.concatenate([np.ravel(part) for part in parts]).astype(bool)
-    if flat.size != size:
-        raise ValueError(f"{owner}: its action mask has {flat.size} entries, its action space {size} choices")
+    if flat.size != sum(choices):
+        raise ValueError(f"{owner}: its action mask has {flat.size} entries, its action space {sum(choices)} choices")
+    first = 0
+    for n in choices:
+        if not flat[first : first + n].any():
+            flat[first] = True
+        first += n
     return flat
 
 

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from marl_hpc.envs.batch import PettingZooBatch, empty_step
+from marl_hpc.envs.batch import PettingZooBatch, empty_step, number
 from marl_hpc.types import Step
 
 
@@ -60,8 +60,10 @@ class TurnBatch(PettingZooBatch):
         for _ in range(2 * len(self._place) + 1):
             terminations, truncations, rewards = env.terminations, env.truncations, env.rewards
             for agent in list(env.agents):
+                if agent not in self._place:
+                    raise self._stranger(agent)
                 group, i = self._place[agent]
-                reward = float(rewards.get(agent, 0.0))
+                reward = number(rewards.get(agent, 0.0), agent, self.spec.name)
                 result.reward[group][copy, i] += reward
                 given[agent] = given.get(agent, 0.0) + reward
                 if agent not in ended and (terminations[agent] or truncations[agent]):
@@ -86,7 +88,7 @@ class TurnBatch(PettingZooBatch):
 
     def _settle(self, copy: int, agent: str, result: Step) -> None:
         """At an agent's turn PettingZoo's own account is due: what `rewards` didn't say, or said twice, is put right."""
-        owed = float(self.envs[copy]._cumulative_rewards[agent]) - self._given[copy].get(agent, 0.0)
+        owed = number(self.envs[copy]._cumulative_rewards[agent], agent, self.spec.name) - self._given[copy].get(agent, 0.0)
         if abs(owed) > 1e-6:
             group, i = self._place[agent]
             result.reward[group][copy, i] += owed

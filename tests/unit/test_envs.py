@@ -545,11 +545,12 @@ def test_actions_start_at_zero_in_batches_and_where_the_environment_wants_in_it(
 
 
 def test_masks_of_several_choices_come_in_parts_or_in_one():
-    parts = flat_mask((np.array([1, 0]), np.array([0, 1, 1])), 5, "a")
-    assert parts.tolist() == flat_mask(np.array([1, 0, 0, 1, 1], np.int8), 5, "a").tolist() == [True, False, False, True, True]
-    assert flat_mask([True, False], 2, "a").tolist() == [True, False]
+    parts = flat_mask((np.array([1, 0]), np.array([0, 1, 1])), (2, 3), "a")
+    assert parts.tolist() == flat_mask(np.array([1, 0, 0, 1, 1], np.int8), (2, 3), "a").tolist() == [True, False, False, True, True]
+    assert flat_mask([True, False], (2,), "a").tolist() == [True, False]
+    assert flat_mask(np.zeros(5, np.int8), (2, 3), "a").tolist() == [True, False, True, False, False]  # nothing is legal
     with pytest.raises(ValueError, match="walker: its action mask has 5 entries, its action space 6 choices"):
-        flat_mask(parts, 6, "walker")
+        flat_mask(parts, (3, 3), "walker")
 
 
 class Mixed(Quitter):
