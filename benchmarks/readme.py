@@ -50,7 +50,21 @@ def tables() -> str:
             f"| {name} | {row['env_steps_per_s']:,.0f} ({low:,.0f}–{high:,.0f}) | {row['env_steps_per_s'] / bare['env_steps_per_s']:.2f} "
             f"| {row['env_steps_per_cpu_s']:,.0f} | {row['env_steps_per_cpu_s'] / bare['env_steps_per_cpu_s']:.2f} |"
         )
-    return "\n".join(lines + matrix_games() + learning() + spread() + improvement() + tictactoe())
+    return "\n".join(
+        [
+            *lines,
+            *matrix_games(),
+            *learning(),
+            *foraging(),
+            *spread(),
+            *improvement(),
+            *tictactoe(),
+            *straggler(),
+            *samples(),
+            *shards(),
+            *neighbors(),
+        ]
+    )
 
 
 MATRIX = {
@@ -125,6 +139,23 @@ def learning() -> list[str]:
     return lines if len(lines) > head else []
 
 
+REACHED = 0.475  # of 0.5: 0.95 as the sum over both agents
+
+
+def foraging() -> list[str]:
+    """When evaluations first reached 95 % of what can be had."""
+    rows = []
+    for name, entry in entries("foraging").items():
+        steps = [next((at for at, value in r["curve"] if value >= REACHED), None) for r in finished(entry)]
+        rows.append(f"{name} after " + ", ".join("never" if at is None else f"{at:,}" for at in steps))
+    if not rows:
+        return []
+    return [
+        "",
+        f"Foraging: evaluations (greedy, 400 episodes on the port) first reach {REACHED} of 0.5, by seed: {'; '.join(rows)} environment steps.",
+    ]
+
+
 def spread() -> list[str]:
     """simple_spread on both scales."""
     rows = []
@@ -175,10 +206,9 @@ def area(curve: list[list[float]]) -> float:
 
 
 def tictactoe() -> list[str]:
-    path = RESULTS / "tictactoe.json"
-    if not path.exists():
+    record = recorded("tictactoe")
+    if record is None:
         return []
-    record = json.loads(path.read_text())
     lines = [
         "",
         "`python benchmarks/tictactoe.py`: PettingZoo's tictactoe_v3 after self-play (`experiment=tictactoe/ppo`), greedy against random.",
@@ -194,6 +224,134 @@ def tictactoe() -> list[str]:
                 f"| {run['seed']} | {seat} | {row['games']:,} | {shares} | {row['illegal']} | {run['env_steps']:,} | {run['git']['commit'][:8]} |"
             )
     return lines
+
+
+def straggler() -> list[str]:
+    record = recorded("straggler")
+    if record is None:
+        return []
+    lines = [
+        "",
+        f"`python benchmarks/straggler.py`: gradients applied per second by {record['learners']} learners whose gradients take "
+        f"{record['iteration_s']:g} s each by waiting, one of them four times as long where not said otherwise; {record['cores']} cores, commit "
+        f"{record['git']['commit'][:8]}.",
+        "",
+        "| synchronization | gradients per second | of bsp | dropped |",
+        "|---|---|---|---|",
+    ]
+    for name, row in record["table"].items():
+        lines.append(f"| {name} | {row['gradients_per_s']:.2f} | {row['of_bsp']:.2f} | {row['dropped']:.0f} |")
+    return lines
+
+
+def samples() -> list[str]:
+    record = recorded("synchronization")
+    if record is None:
+        return []
+    first = next(iter(record["table"].values()))["runs"]
+    low, high = record["table"]["bsp"]["interval"]
+    lines = [
+        "",
+        f"`python benchmarks/synchronization.py`: where three learners of simple_spread (the port) end after {first[0]['env_steps']:,} "
+        f"environment steps, {len(first)} seeds, return as {record['return_scale']}; 95 % interval of bsp's mean: [{low:.2f}, {high:.2f}]; "
+        f"commit {record['git']['commit'][:8]}.",
+        "",
+        "| synchronization | return, mean over seeds [95 % interval] | age of data, in gradient steps | gradients' delay, in updates |",
+        "|---|---|---|---|",
+    ]
+    for name, row in record["table"].items():
+        age, delay = (
+            f"{np.mean([r[key] for r in row['runs']]):.1f}" if key in row["runs"][0] else "–"
+            for key in ("staleness/mean", "gradients/delay_mean")
+        )
+        low, high = row["interval"]
+        lines.append(f"| {name} | {row['return_mean']:.2f} [{low:.2f}, {high:.2f}] | {age} | {delay} |")
+    return lines
+
+
+def shards() -> list[str]:
+    record = recorded("shards")
+    if record is None:
+        return []
+    transfers = record["transfers"]
+    ways = [name for name in next(iter(transfers.values())) if name != "memory copy"]
+    small, data = record["small"], record["dataset"]
+    idle, busy = small["idle"], small["beside a busy learner"]
+    lines = [
+        "",
+        f"`python benchmarks/shards.py`: GB/s of parameter shards (and of loopback TCP), one client, {record['cores']} cores, commit "
+        f"{record['git']['commit'][:8]}; publishing and pulling go one way, an exchange hands in a gradient and gets the newest parameters.",
+        "",
+        "| bytes | " + " | ".join(ways) + " |",
+        "|---" * (len(ways) + 1) + "|",
+        *(
+            f"| {int(size):,} | " + " | ".join(gb_per_s(entry[way], entry["loopback TCP"]) for way in ways) + " |"
+            for size, entry in transfers.items()
+        ),
+        "",
+        f"A pull of nothing newer takes {idle['nothing newer']['p50_ms']:.2f} ms, {idle['nothing newer']['p50_ms'] / idle['bare RPC']['p50_ms']:.2f} of a "
+        f"bare RPC; 99 of 100 take at most {idle['nothing newer']['p99_ms']:.2f} ms, beside a learner that keeps a core busy "
+        f"{busy['nothing newer']['p99_ms']:.2f} ms. Dataset shards take in {data['insert']['transitions_per_s']:,.0f} and give out "
+        f"{data['sample']['transitions_per_s']:,.0f} transitions of simple_spread per second ({data['insert']['gb_per_s']:.2f} and "
+        f"{data['sample']['gb_per_s']:.2f} GB/s): inserting costs {100 * data['share']['insert of collecting']:.1f} % of the time to collect "
+        f"them, sampling {100 * data['share']['sample of learning']:.1f} % of the time to learn from them.",
+    ]
+    if crowds := record.get("crowds"):
+        size = crowds["bytes"]
+        lines += [
+            "",
+            f"| {size:,} bytes each | pull, GB/s together | exchange, GB/s together |",
+            "|---|---|---|",
+            *(
+                f"| {name} | {entry['pull']['gb_per_s']:.2f} | {entry['exchange']['gb_per_s']:.2f} |"
+                for name, entry in crowds.items()
+                if name != "bytes"
+            ),
+        ]
+    return lines
+
+
+def gb_per_s(found: dict[str, float], tcp: dict[str, float]) -> str:
+    share = "" if found is tcp else f" ({found['gb_per_s'] / tcp['gb_per_s']:.2f})"
+    return f"{found['gb_per_s']:.2f}{share}"
+
+
+def neighbors() -> list[str]:
+    record = recorded("neighbor_allreduce")
+    if record is None:
+        return []
+    ways = (
+        "local mixing",
+        "shared memory",
+        "MPI Neighbor_alltoallv",
+        "all-to-all",
+        "point-to-point",
+        "all-reduce",
+        "all-gather, then mixing",
+        "a message an edge",
+    )
+    lines = [
+        "",
+        f"`python benchmarks/neighbor_allreduce.py`: mixing with graph neighbors, beside what others do instead; times of a memory copy of the "
+        f"same bytes on the same ranks ({record['cores']} cores, commit {record['git']['commit'][:8]}).",
+        "",
+        "| graph, agents, numbers each, ranks | memory copy, ms | " + " | ".join(ways) + " |",
+        "|---" * (len(ways) + 2) + "|",
+    ]
+    for case, row in record["table"].items():
+        if case.endswith(" 1 ranks"):
+            continue
+        cells = [
+            f"{row[way] / row['memory copy' if 'MPI' not in way else 'memory copy (beside MPI)']:.2f}" if way in row else "–"
+            for way in ways
+        ]
+        lines.append(f"| {case} | {row['memory copy']:.2f} | " + " | ".join(cells) + " |")
+    return lines
+
+
+def recorded(name: str) -> dict[str, Any] | None:
+    path = RESULTS / f"{name}.json"
+    return json.loads(path.read_text()) if path.exists() else None
 
 
 def entries(suite: str) -> dict[str, Any]:
