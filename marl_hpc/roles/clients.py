@@ -87,6 +87,11 @@ class _Client:
         return answer
 
 
+def joined(slices: Sequence[Tensor]) -> Tensor:
+    """A flat vector from the shards' slices, in their order; where there is one it isn't copied, so it must not be written to."""
+    return slices[0] if len(slices) == 1 else torch.cat(list(slices))
+
+
 class ParameterClient(_Client):
     """All parameter shards. A reader names the version it wants, so the shards' answers always fit together."""
 
@@ -124,7 +129,7 @@ class ParameterClient(_Client):
             if "final" in answer:
                 return answer["final"]
         return {
-            name: torch.cat([
+            name: joined([
                 self.receivers.setdefault((name, shard), Receiver(self.dtype)).receive(version, answer["values"][name])
                 for shard, answer in enumerate(answers)
             ])
@@ -138,7 +143,7 @@ class ParameterClient(_Client):
     def pinned(self, name: str) -> tuple[int, Tensor]:
         """(version, flat parameters) of a pin."""
         answers = self._all("pinned", name)
-        return answers[0][0], torch.cat([values for _, values in answers])
+        return answers[0][0], joined([values for _, values in answers])
 
     def unpin(self, name: str) -> None:
         self._all("unpin", name)

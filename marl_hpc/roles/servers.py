@@ -13,7 +13,7 @@ from torch import Tensor
 
 from marl_hpc.comm.peers import Peer, Pending
 from marl_hpc.metrics import Clock
-from marl_hpc.roles.clients import Batch, DatasetClient, Stopping, World, _Client
+from marl_hpc.roles.clients import Batch, DatasetClient, Stopping, World, _Client, joined
 from marl_hpc.roles.parameter import slices
 from marl_hpc.storage.transfer import Receiver
 
@@ -81,7 +81,7 @@ class ParameterServers(_Client):
         while time.monotonic() < until:
             rest = self.rest(name, [[answer["version"], answer["order"]]] * (len(self.peers) - 1))
             if rest is not None:
-                values = torch.cat([answer["values"], *rest])
+                values = joined([answer["values"], *rest])
                 return Exchanged(answer["version"], answer["updates"], values, dropped, answer["moments"], status)
             answer = self._wait(self.peers[0].call("latest", name), "parameter shards")
         raise TimeoutError(self._outrun(name))
@@ -110,7 +110,7 @@ class ParameterServers(_Client):
                 rest = self.rest(name, own)
                 if rest is not None:
                     parts = [self.receiver(name, shard).receive(version, part) for shard, part in enumerate([sent, *rest])]
-                    versions[name], policies[name] = version, torch.cat(parts)
+                    versions[name], policies[name] = version, joined(parts)
             if all(name in versions for name in newer):
                 return Newest(policies, versions, answer)
         raise TimeoutError(self._outrun(", ".join(self.names)))
@@ -128,7 +128,7 @@ class ParameterServers(_Client):
             self._wait(call, "parameter shards") for call in [peer.call("pinned", pin, first["orders"]) for peer in self.peers[1:]]
         ]
         answers = [first, *rest]
-        found = {name: torch.cat([answer["pinned"][name][1] for answer in answers]) for name in first["pinned"]}
+        found = {name: joined([answer["pinned"][name][1] for answer in answers]) for name in first["pinned"]}
         return found, {name: version for name, (version, _) in first["pinned"].items()}
 
     def learned(self, name: str, learner: int, batch: int, steps: int) -> dict[str, Any]:

@@ -66,6 +66,8 @@ class Receiver:
 
     def receive(self, version: int, sent: dict[str, Any]) -> Tensor:
         """The values of a version from what was sent."""
+        if "deltas" not in sent:
+            self.kept.clear()  # large vectors are not kept for nothing
         if "full" in sent:
             values = sent["full"]
         elif "rounded" in sent:
