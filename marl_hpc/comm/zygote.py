@@ -27,8 +27,9 @@ from typing import Any
 
 PR_SET_PDEATHSIG, PR_SET_CHILD_SUBREAPER = 1, 36  # linux/prctl.h
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
-# glibc gives large buffers back to the system and takes them anew, page by page, for every message; kept, they are about twice as fast
-ALLOCATION = {"MALLOC_ARENA_MAX": "1", "MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": str(1 << 40)}
+# memory of large messages comes anew from the system each time: in pages of 2 MB, not of 4 kB, that is two to three times as fast. Keeping
+# it instead (M_MMAP_MAX=0) lets small allocations cut up what large ones leave, so that the next large one takes new memory after all
+ALLOCATION = {"GLIBC_TUNABLES": "glibc.malloc.hugetlb=1"}
 FAILED, LOST = 1, 3  # exit codes of a role process: its own exception; a peer was lost
 
 
