@@ -12,7 +12,7 @@ import importlib
 from collections.abc import Callable
 
 from marl_hpc.config import ConfigError
-from marl_hpc.meta_solvers.normal_form import MetaStrategy, ce_gap, cce_gap, expected_payoffs, nash_gap
+from marl_hpc.meta_solvers.normal_form import MetaStrategy, cce_gap, ce_gap, expected_payoffs, nash_gap
 
 __all__ = ["META_SOLVERS", "MetaSolver", "MetaStrategy", "cce_gap", "ce_gap", "expected_payoffs", "nash_gap", "resolve"]
 

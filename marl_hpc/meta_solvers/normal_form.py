@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 SUM_TOLERANCE = 1e-6  # by how much given probabilities may miss 1
+TOLD = 1e-6  # below this a probability is what an optimizer left over
 
 
 class MetaStrategy(NamedTuple):
@@ -39,14 +40,15 @@ def independent(mixtures: Sequence[np.ndarray]) -> MetaStrategy:
 
 
 def correlated(joint: np.ndarray, *, told: bool = False) -> MetaStrategy:
-    """Players whose choices are drawn together. With `told` each learns its own and has a target for each that can be drawn, what the
-    others do then; otherwise one target, the others' marginal."""
+    """Players whose choices are drawn together. With `told` each learns its own and has a target for each that it is told at all (with
+    a probability above 1e-6), what the others do then; otherwise one target, the others' marginal."""
     mixtures, opponents = [], []
     for i in range(joint.ndim):
         own = np.moveaxis(joint, i, 0)
         mixture = own.reshape(len(own), -1).sum(1)
         mixtures.append(mixture)
-        conditional = own[mixture > 0] / mixture[mixture > 0].reshape(-1, *[1] * (joint.ndim - 1))
+        drawn = mixture > TOLD
+        conditional = own[drawn] / mixture[drawn].reshape(-1, *[1] * (joint.ndim - 1))
         opponents.append(conditional if told else own.sum(0)[None])
     return MetaStrategy(joint, tuple(mixtures), tuple(opponents))
 

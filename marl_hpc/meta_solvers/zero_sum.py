@@ -36,7 +36,7 @@ def rectified_nash(payoffs: Any) -> MetaStrategy:
     row, column, value = minimax(table)
     slack = 1e-9 * (np.ptp(table) or 1.0)  # ties survive rounding
     targets = []
-    for own, other, wins in ((row, column, table >= value - slack), (column, row, table.T <= value + slack)):
+    for own, other, wins in ((row, column, table >= value - slack), (column, row, -value - slack <= -table.T)):
         kept = other * wins[own > 0]
         targets.append(kept / kept.sum(1, keepdims=True))
     return independent([row, column])._replace(opponents=tuple(targets))
