@@ -68,7 +68,7 @@ def deviation_gains(payoffs: np.ndarray, *, told: bool) -> Any:
         where = np.broadcast_to(columns[:, None], gains.shape)[gains != 0]
         shape = (size * size if told else size, states.size)
         blocks.append(coo_array((gains[gains != 0], (rows[gains != 0], where)), shape=shape).tocsr())
-    every = vstack(blocks, format="csr")
+    every: Any = vstack(blocks, format="csr")
     return every[np.flatnonzero(np.diff(every.indptr))]  # without the gains that are always 0
 
 

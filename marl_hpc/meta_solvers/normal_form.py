@@ -111,9 +111,10 @@ def deviations(payoffs: np.ndarray, mixtures: Sequence[np.ndarray]) -> list[np.n
         return [payoffs[0] @ mixtures[1], mixtures[0] @ payoffs[1]]
     values = []
     for i, own in enumerate(payoffs):
-        for j in reversed(range(len(mixtures))):
-            if j != i:
-                own = np.tensordot(own, mixtures[j], (j, 0))
+        for mixture in reversed(mixtures[i + 1 :]):
+            own = own @ mixture
+        for mixture in mixtures[:i]:
+            own = (mixture @ own.reshape(len(mixture), -1)).reshape(own.shape[1:])
         values.append(own)
     return values
 

@@ -1,6 +1,7 @@
-"""Contracts as functions: what an environment or an algorithm has to do to work here. For the tests of those who write one."""
+"""Contracts as functions: what an environment, an algorithm or a meta-solver has to do to work here, for their authors' tests."""
 
 from marl_hpc.testing.algorithms import algorithm_contract
 from marl_hpc.testing.environments import ContractError, env_contract, random_actions
+from marl_hpc.testing.meta_solvers import meta_solver_contract
 
-__all__ = ["ContractError", "algorithm_contract", "env_contract", "random_actions"]
+__all__ = ["ContractError", "algorithm_contract", "env_contract", "meta_solver_contract", "random_actions"]
