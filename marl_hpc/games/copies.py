@@ -30,9 +30,9 @@ class Copies:
         self._rank = np.zeros(len(game.player), np.int32)
         self._rank[parents] = np.arange(len(parents))
         ends = np.cumsum(sizes)
-        self._last = ends - 1
+        self._first, self._last = ends - sizes, ends - 1
         total = np.cumsum(game.probability[self._outcome])
-        before = np.repeat(np.append(0.0, total)[ends - sizes], sizes)
+        before = np.repeat(np.append(0.0, total)[self._first], sizes)
         self._edges = np.repeat(np.arange(len(parents)), sizes) + (total - before)
 
     @property
@@ -101,5 +101,6 @@ class Copies:
             at = self.at[moving]
             rank = self._rank[at]
             found = np.searchsorted(self._edges, rank + self._uniforms[moving, game.draws[at]], side="right")
-            self.at[moving] = self._outcome[np.minimum(found, self._last[rank])]  # rounding may end just beyond the last outcome
+            # by rounding the edge of a history's outcomes may lie just inside of the next one's
+            self.at[moving] = self._outcome[np.clip(found, self._first[rank], self._last[rank])]
             moving = moving[game.player[self.at[moving]] == CHANCE]

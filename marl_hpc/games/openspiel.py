@@ -18,6 +18,10 @@ def compile_game(game: Any, *, look: Callable[[Any, int], Sequence[float]] | Non
     simultaneous moves is converted by OpenSpiel to one move after the other. Raises ImportError, with the line that installs it,
     without `pyspiel`, and ValueError for a game that doesn't exist, has more histories than `max_histories`, draws its chance by
     itself, names no information states, or in which players forget their own moves.
+
+    >>> game = compile_game("kuhn_poker")
+    >>> len(game.player), game.state_names[0]
+    (58, ('0', '1', '2', '0pb', '1pb', '2pb'))
     """
     game = turn_based(game)
     kind = game.get_type()

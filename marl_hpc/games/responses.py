@@ -53,6 +53,11 @@ def nash_conv(game: Game, policies: Sequence[Any]) -> float:
     """The sum over players of what a best response would gain: 0 in a Nash equilibrium. In units of returns; as OpenSpiel's `nash_conv`.
 
     Any number of players, general sums too. Raises ValueError for policies that aren't.
+
+    >>> from marl_hpc.games import compile_game, uniform_policy
+    >>> kuhn = compile_game("kuhn_poker")
+    >>> round(nash_conv(kuhn, [uniform_policy(kuhn, 0), uniform_policy(kuhn, 1)]), 6)
+    0.916667
     """
     plans = plans_of(game, policies, batch=False)
     gain = 0.0
