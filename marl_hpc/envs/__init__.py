@@ -34,6 +34,9 @@ TASKS = {
         "kuhn_poker", "leduc_poker", "liars_dice", "tic_tac_toe", "connect_four", "goofspiel", "tiny_hanabi", "hanabi",
         "backgammon", "game",
     ),
+    "openspiel_fast": (
+        "kuhn_poker", "leduc_poker", "liars_dice", "tic_tac_toe", "goofspiel", "tiny_hanabi", "game",
+    ),
     "vmas": ("simple_spread", "balance", "transport", "navigation", "dispersion", "flocking", "wheel"),
 }  # fmt: skip
 # name -> "module:function"; imported only when asked for, since families are optional extras
