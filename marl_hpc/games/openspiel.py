@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -52,7 +53,7 @@ def compile_game(game: Any, *, look: Callable[[Any, int], Sequence[float]] | Non
     if look is None:
         return built
     views = np.stack([np.frombuffer(row, np.float32) for row in rows])
-    return Game(**{**vars(built), "seen": np.array(seen, np.int32)[order], "views": views})
+    return replace(built, seen=np.array(seen, np.int32)[order], views=views)
 
 
 def turn_based(game: Any) -> Any:

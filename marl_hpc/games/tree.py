@@ -56,7 +56,6 @@ class Game:
     # by player
     state_names: tuple[tuple[str, ...], ...]
     legal: tuple[np.ndarray, ...]  # [I, A]
-    sequence_of: tuple[np.ndarray, ...]  # [I, A]; -1 where an action isn't legal
     stages: tuple[tuple[Stage, ...], ...]
     # what players see, where the game was compiled with it
     seen: np.ndarray | None = None  # [H, players] rows of `views`
@@ -86,7 +85,8 @@ class History(NamedTuple):
 def build(name: str, players: int, actions: int, histories: Sequence[History]) -> tuple[Game, np.ndarray]:
     """(the game, the order [H] of the given histories in it) from histories in depth-first order, the root first.
 
-    Raises ValueError where a player would forget what it did: with imperfect recall best responses aren't local.
+    Raises ValueError where an information state hasn't the same legal actions everywhere, or where a player would forget what it
+    did: with imperfect recall best responses aren't local.
     """
     count = len(histories)
     found_parent = np.array([h.parent for h in histories])
@@ -108,11 +108,15 @@ def build(name: str, players: int, actions: int, histories: Sequence[History]) -
     child[parent[by_player], move[by_player]] = by_player
 
     state, names, legal = _information_states(ordered, players, actions, parent, player, levels)
-    sequence_of = []
     for own in range(players):
-        numbers = np.full(legal[own].shape, -1, np.int32)
-        numbers[legal[own]] = np.arange(1, 1 + legal[own].sum())
-        sequence_of.append(numbers)
+        mine = np.flatnonzero(player == own)
+        different = mine[((child[mine] >= 0) != legal[own][state[mine]]).any(1)]
+        if len(different):
+            raise ValueError(
+                f"{name}: information state {ordered[int(different[0])].state!r} of player {own} has different legal actions in "
+                "different histories; a policy couldn't be defined over it"
+            )
+    sequence_of = [np.cumsum(allowed, dtype=np.int32).reshape(allowed.shape) for allowed in legal]  # counts legal pairs from 1
     sequence = np.zeros((count, players), np.int32)
     chance, draws = np.ones(count), np.zeros(count, np.int32)
     for start, end in itertools.pairwise(levels[1:]):
@@ -128,9 +132,9 @@ def build(name: str, players: int, actions: int, histories: Sequence[History]) -
         _stages(name, own, names[own], legal[own], state[player == own], sequence[player == own, own]) for own in range(players)
     ]
     game = Game(
-        name=name, players=players, actions=actions, player=player, parent=parent, move=move, probability=probability, child=child, state=state, returns=np.array([h.returns for h in ordered], float), sequence=sequence,
-        chance=chance, draws=draws, levels=levels, terminal=np.flatnonzero(player == TERMINAL), state_names=names, legal=legal,
-        sequence_of=tuple(sequence_of), stages=tuple(stages),
+        name=name, players=players, actions=actions, player=player, parent=parent, move=move, probability=probability, child=child,
+        state=state, returns=np.array([h.returns for h in ordered], float), sequence=sequence, chance=chance, draws=draws,
+        levels=levels, terminal=np.flatnonzero(player == TERMINAL), state_names=names, legal=legal, stages=tuple(stages),
     )  # fmt: skip
     return game, order
 

@@ -19,7 +19,7 @@ SAFE = -250.0  # logarithms of rates above this, and their products, are far fro
 def alpha_rank(payoffs: Any, *, alpha: float = 100.0, population_size: int = 50, symmetric: bool = False) -> MetaStrategy:
     """The stationary distribution of α-Rank (Omidshafiei et al. 2019), for any number of players and any payoffs.
 
-    One population per player (section 3.3): from a choice of strategies, one population goes over to another of its strategies, all
+    One population per player: from a choice of strategies, one population goes over to another of its strategies, all
     such changes tried alike, with the fixation probability
 
         ρ(x) = (1 - exp(-x)) / (1 - exp(-m x)), where x = alpha × (payoff after - payoff before), m = population_size; ρ(0) = 1 / m.
@@ -44,8 +44,8 @@ def alpha_rank(payoffs: Any, *, alpha: float = 100.0, population_size: int = 50,
     if symmetric:
         if len(table) != 2 or table.shape[1] != table.shape[2] or not np.allclose(table[0], table[1].T, rtol=0, atol=1e-9):
             raise ValueError(
-                f"alpha_rank with symmetric=True needs two players with payoffs[1] = payoffs[0].T, got shape {table.shape} and other "
-                "values; leave symmetric out for one population per player"
+                f"alpha_rank with symmetric=True needs two players with payoffs[1] = payoffs[0].T, which these of shape {table.shape} "
+                "aren't; leave symmetric out for one population per player"
             )
         mixture = stationary(_symmetric_rates(table[0], alpha, population_size))
         return independent([mixture, mixture.copy()])

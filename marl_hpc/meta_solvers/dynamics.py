@@ -43,7 +43,7 @@ def fictitious_play(payoffs: Any, *, iterations: int = 10_000) -> MetaStrategy:
 
 
 def regret_matching(payoffs: Any, *, iterations: int = 10_000, plus: bool = True) -> MetaStrategy:
-    """Each player mixes its strategies in proportion to how much it regrets not to have played them (Hart & Mas-Colell 2000, section 4:
+    """Each player mixes its strategies in proportion to how much it regrets not to have played them (Hart & Mas-Colell 2000, by
     unconditional regrets).
 
     What is returned is the average of the joint play, not the last mixtures: its cce_gap vanishes in every game, at the rate of
@@ -75,7 +75,7 @@ def regret_matching(payoffs: Any, *, iterations: int = 10_000, plus: bool = True
 def projected_replicator_dynamics(
     payoffs: Any, *, iterations: int = 10_000, step: float = 0.02, exploration: float = 1e-5
 ) -> MetaStrategy:
-    """Replicator dynamics that keep every strategy alive (Lanctot et al. 2017, section 3.1 and appendix): the average over iterations.
+    """Replicator dynamics that keep every strategy alive (Lanctot et al. 2017, section 3.1): the average over iterations.
 
     A step adds `step` times the strategy's probability times its advantage, and projects (in Euclidean distance) to mixtures that
     give each of S strategies at least exploration / S. In two-player zero-sum games nash_gap is below 0.03. More exploration isn't

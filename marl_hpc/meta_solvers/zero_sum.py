@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from marl_hpc.meta_solvers.normal_form import MetaStrategy, checked, independent, scaled
+from marl_hpc.meta_solvers.normal_form import TOLD, MetaStrategy, checked, independent, scaled
 
 ZERO_SUM_TOLERANCE = 1e-8  # by how much the sum of both payoffs may vary, as a share of their range
 
@@ -36,8 +36,8 @@ def rectified_nash(payoffs: Any) -> MetaStrategy:
     row, column, value = minimax(table)
     slack = 1e-9 * (np.ptp(table) or 1.0)  # ties survive rounding
     targets = []
-    for own, other, wins in ((row, column, table >= value - slack), (column, row, -value - slack <= -table.T)):
-        kept = other * wins[own > 0]
+    for own, other, ahead in ((row, column, table - value), (column, row, value - table.T)):
+        kept = other * (ahead >= -slack)[own > TOLD]
         targets.append(kept / kept.sum(1, keepdims=True))
     return independent([row, column])._replace(opponents=tuple(targets))
 

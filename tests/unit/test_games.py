@@ -378,6 +378,16 @@ def test_many_copies_step_fast():
     assert steps / spent >= 500_000  # measured: 40 million
 
 
+def test_an_information_state_has_the_same_legal_actions_everywhere():
+    histories = [History(-1, -1, 1.0, CHANCE, "", (), (0,))]
+    for outcome, legal in enumerate([(0, 1), (0,)]):
+        above = len(histories)
+        histories.append(History(0, outcome, 0.5, 0, "blind", legal, (0,)))
+        histories += [History(above, action, 1.0, TERMINAL, "", (), (1,)) for action in legal]
+    with pytest.raises(ValueError, match="'blind' of player 0 has different legal actions"):
+        build("blind", 1, 2, histories)
+
+
 def test_games_that_cannot_be_compiled_say_why(monkeypatch):
     with pytest.raises(ValueError, match="doesn't remember its own moves in information state"):
         compile_game("liars_dice_ir(dice_sides=3)")
