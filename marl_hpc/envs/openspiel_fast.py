@@ -1,7 +1,7 @@
 """OpenSpiel's smaller games, compiled: the same episodes as `openspiel/NAME` for the same seeds, stepped for all copies at once.
 
-The whole game is written down when the first environment is made, once a process: 2 s and 200 MB for Liar's dice, twice that for
-tic-tac-toe, next to nothing for the others. Options and observations are those of `openspiel`. May import the pure math row, types
+The whole game is written down when the first environment is made, once a process: 3 s and 250 MB for Liar's dice, twice
+that for tic-tac-toe, next to nothing for the others. Options and observations are those of `openspiel`. May import the pure math row, types
 and config, besides third-party packages.
 """
 
