@@ -1,7 +1,7 @@
 """Environments, stepped in batches. `make` is the one entry; `ENVS` maps names to functions, and a name with a colon is imported.
 
 An environment is a function that returns a PettingZoo environment, parallel or turn-based (AEC), or an `EnvBatch` when it takes
-`copies` and `groups` itself because it is vectorized. May import types and config only, besides third-party packages.
+`copies` and `groups` itself because it is vectorized. May import compiled games, types and config only, besides third-party packages.
 """
 
 from __future__ import annotations
@@ -33,6 +33,9 @@ TASKS = {
     "openspiel": (
         "kuhn_poker", "leduc_poker", "liars_dice", "tic_tac_toe", "connect_four", "goofspiel", "tiny_hanabi", "hanabi",
         "backgammon", "game",
+    ),
+    "openspiel_fast": (
+        "kuhn_poker", "leduc_poker", "liars_dice", "tic_tac_toe", "goofspiel", "tiny_hanabi", "game",
     ),
     "vmas": ("simple_spread", "balance", "transport", "navigation", "dispersion", "flocking", "wheel"),
 }  # fmt: skip

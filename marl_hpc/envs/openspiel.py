@@ -8,8 +8,8 @@ Options are the game's own, for example players of kuhn_poker; `game` takes any 
 from __future__ import annotations
 
 import importlib.metadata
-from collections.abc import Callable, Mapping
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 from gymnasium import spaces
@@ -32,49 +32,68 @@ TASKS = (
 )
 
 
+class Setting(NamedTuple):
+    """A game as environments play it."""
+
+    game: Any  # OpenSpiel's, one player moving at a time
+    spec: EnvSpec
+    places: tuple[tuple[str, int], ...]  # of each player: its group, and where in it
+    look: Callable[[Any, int], Any]  # what a player sees of a state
+
+
+def setting(name: str, game: Any, groups: str | Mapping[str, str], observation: str | None) -> Setting:
+    """How a game is played here. Raises ConfigError for one that can't be, or that doesn't give the `observation`."""
+    import pyspiel
+
+    kind, player = game.get_type(), pyspiel.GameType.Dynamics
+    if kind.dynamics == player.SIMULTANEOUS:
+        game = pyspiel.convert_to_turn_based(game)
+    elif kind.dynamics != player.SEQUENTIAL:
+        raise ConfigError(f"env={name}: {game} is a mean-field game; expected one in which single players move")
+    if kind.chance_mode == pyspiel.GameType.ChanceMode.SAMPLED_STOCHASTIC:
+        raise ConfigError(
+            f"env={name}: {game} draws its chance by itself, which no seed of ours reaches; use a game with explicit chance"
+        )
+    provided = {"information_state": kind.provides_information_state_tensor, "observation": kind.provides_observation_tensor}
+    observation = observation or next((key for key, given in provided.items() if given), None)
+    if observation is None or not provided.get(observation):
+        known = [key for key, given in provided.items() if given]
+        raise ConfigError(f"env={name}: observation={observation!r} isn't given by {game}; it gives: {', '.join(known) or 'none'}")
+    tensor = f"{observation}_tensor"
+    agents = [f"player_{i}" for i in range(game.num_players())]
+    size = int(np.prod(getattr(game, f"{tensor}_shape")()))
+    sees, does = spaces.Box(-np.inf, np.inf, (size,)), spaces.Discrete(game.num_distinct_actions())
+    specs = group_agents(agents, dict.fromkeys(agents, sees), dict.fromkeys(agents, does), groups, masked=agents)
+    spec = EnvSpec(
+        name=name,
+        version=f"open_spiel {importlib.metadata.version('open_spiel')} {game} {observation}",
+        groups=specs,
+        state_shape=(size * len(agents),),
+        state_from="observations",
+        turn_based=True,
+    )
+    place = {agent: (group.name, i) for group in specs for i, agent in enumerate(group.agents)}
+
+    def look(state: Any, player: int) -> Any:
+        try:
+            return getattr(state, tensor)(player)
+        except pyspiel.SpielError:  # some games give none once they have ended: nobody acts on it or bootstraps from it
+            if not state.is_terminal():
+                raise
+            return np.zeros(size)
+
+    return Setting(game, spec, tuple(place[agent] for agent in agents), look)
+
+
 class OpenSpielBatch:
     """B copies of one game as a turn-based `EnvBatch`. Rewards are what each move, and the chance after it, adds to the returns."""
 
     def __init__(self, name: str, game: Any, copies: int, groups: str | Mapping[str, str], observation: str | None) -> None:
-        import pyspiel
-
-        kind, player = game.get_type(), pyspiel.GameType.Dynamics
-        if kind.dynamics == player.SIMULTANEOUS:
-            game = pyspiel.convert_to_turn_based(game)
-        elif kind.dynamics != player.SEQUENTIAL:
-            raise ConfigError(f"env={name}: {game} is a mean-field game; expected one in which single players move")
-        if kind.chance_mode == pyspiel.GameType.ChanceMode.SAMPLED_STOCHASTIC:
-            raise ConfigError(
-                f"env={name}: {game} draws its chance by itself, which no seed of ours reaches; use a game with explicit chance"
-            )
-        provided = {"information_state": kind.provides_information_state_tensor, "observation": kind.provides_observation_tensor}
-        observation = observation or next((key for key, given in provided.items() if given), None)
-        if observation is None or not provided.get(observation):
-            known = [key for key, given in provided.items() if given]
-            raise ConfigError(
-                f"env={name}: observation={observation!r} isn't given by {game}; it gives: {', '.join(known) or 'none'}"
-            )
-        self._error = pyspiel.SpielError
-        self._look = f"{observation}_tensor"
-        agents = [f"player_{i}" for i in range(game.num_players())]
-        size = int(np.prod(getattr(game, f"{self._look}_shape")()))
-        sees, does = spaces.Box(-np.inf, np.inf, (size,)), spaces.Discrete(game.num_distinct_actions())
-        specs = group_agents(agents, dict.fromkeys(agents, sees), dict.fromkeys(agents, does), groups, masked=agents)
-        self.spec = EnvSpec(
-            name=name,
-            version=f"open_spiel {importlib.metadata.version('open_spiel')} {game} {observation}",
-            groups=specs,
-            state_shape=(size * len(agents),),
-            state_from="observations",
-            turn_based=True,
-        )
+        self._game, self.spec, self._places, self._look = setting(name, game, groups, observation)
         self.copies = copies
-        self._game = game
-        place = {agent: (group.name, i) for group in specs for i, agent in enumerate(group.agents)}
-        self._places = [place[agent] for agent in agents]
         self._states: list[Any] = [None] * copies
         self._random = [np.random.default_rng(0)] * copies
-        self._current = empty_seen(specs, copies)
+        self._current = empty_seen(self.spec.groups, copies)
 
     def reset(self, copies: list[int], seeds: list[int]) -> None:
         for copy, seed in zip(copies, seeds, strict=True):
@@ -121,12 +140,7 @@ class OpenSpielBatch:
         state, (observation, mask, active) = self._states[copy], self._current
         mover = -1 if state.is_terminal() else state.current_player()
         for player, (group, i) in enumerate(self._places):
-            try:
-                observation[group][copy, i] = getattr(state, self._look)(player)
-            except self._error:  # some games give none once they have ended: nobody acts on it or bootstraps from it
-                if not state.is_terminal():
-                    raise
-                observation[group][copy, i] = 0
+            observation[group][copy, i] = self._look(state, player)
             active[group][copy, i] = player == mover
             mask[group][copy, i] = True
             if player == mover:
@@ -145,19 +159,23 @@ def load(name: str, game: str, parameters: Mapping[str, Any]) -> Any:
         raise ConfigError(f"env={name}: {error}") from error
 
 
-def game(*, game: str, copies: int, groups: str | Mapping[str, str], observation: str | None = None) -> EnvBatch:
-    """Any game by OpenSpiel's own string, for example kuhn_poker(players=3)."""
-    return OpenSpielBatch("openspiel/game", load("openspiel/game", game, {}), copies, groups, observation)
+def tasks(family: str, batch: Callable[..., EnvBatch], names: Sequence[str]) -> dict[str, Callable[..., EnvBatch]]:
+    """The functions behind family/NAME for these games, and family/game, which takes any of OpenSpiel's game strings."""
+
+    def task(game_name: str) -> Callable[..., EnvBatch]:
+        def make(*, copies: int, groups: str | Mapping[str, str], observation: str | None = None, **parameters: Any) -> EnvBatch:
+            name = f"{family}/{game_name}"
+            return batch(name, load(name, game_name, parameters), copies, groups, observation)
+
+        make.__name__ = make.__qualname__ = game_name
+        make.__doc__ = f"OpenSpiel's {game_name}; its parameters are options."
+        return make
+
+    def game(*, game: str, copies: int, groups: str | Mapping[str, str], observation: str | None = None) -> EnvBatch:
+        """Any game by OpenSpiel's own string, for example kuhn_poker(players=3)."""
+        return batch(f"{family}/game", load(f"{family}/game", game, {}), copies, groups, observation)
+
+    return {name: task(name) for name in names} | {"game": game}
 
 
-def _task(task: str) -> Callable[..., EnvBatch]:
-    def make(*, copies: int, groups: str | Mapping[str, str], observation: str | None = None, **parameters: Any) -> EnvBatch:
-        name = f"openspiel/{task}"
-        return OpenSpielBatch(name, load(name, task, parameters), copies, groups, observation)
-
-    make.__name__ = make.__qualname__ = task
-    make.__doc__ = f"OpenSpiel's {task}; its parameters are options."
-    return make
-
-
-globals().update({task: _task(task) for task in TASKS})
+globals().update(tasks("openspiel", OpenSpielBatch, TASKS))
