@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from marl_hpc.distributions import Categorical, Gaussian, distribution_of
-from marl_hpc.networks import AgentNetwork, mlp
+from marl_hpc.networks import AgentNetwork, mlp, network_of
 from marl_hpc.types import ActionSpace, GroupSpec
 
 # group -> fields [..., N, …]: observation, active, action_mask where the group has masks, action where it is known
@@ -31,14 +31,15 @@ class _Policy(nn.Module):
     def __init__(self, groups: Sequence[GroupSpec], network: Mapping[str, Any]) -> None:
         super().__init__()
         self.groups = tuple(groups)
-        self.head = network.get("head", "stochastic")
+        self.head, self.stacked = network.get("head", "stochastic"), bool(network.get("stacked", False))
         self.distributions = {g.name: distribution_of(g.action_space, self.head) for g in groups}
         self.epsilon = 0.0  # the least probability of acting uniformly at random, for those that explore so
         self.log_std: dict[str, nn.Parameter] = {}
+        self.start = float(network.get("log_std", -0.5))
         for i, g in enumerate(groups):
-            if g.action_space.kind == "box" and self.head in ("stochastic", "bounded"):
+            if g.action_space.kind == "box" and self.head in ("stochastic", "bounded") and not self.stacked:
                 # learned, or DDPG's fixed noise
-                free = nn.Parameter(torch.full((g.action_space.size,), float(network.get("log_std", -0.5))))
+                free = nn.Parameter(torch.full((g.action_space.size,), self.start))
                 free.requires_grad = self.head == "stochastic"
                 self.log_std[g.name] = free
                 self.register_parameter(f"log_std_{i}", free)  # by number: a group may have any name
@@ -47,6 +48,9 @@ class _Policy(nn.Module):
         """Distribution parameters from network outputs, exploration included."""
         distribution = self.distributions[group.name]
         if isinstance(distribution, Gaussian):
+            if self.stacked:  # each agent's own, beside what its network says
+                outputs, log_std = outputs.split([distribution.outputs, group.action_space.size], -1)
+                return distribution.parameters(outputs, mask, log_std + self.start)
             return distribution.parameters(outputs, mask, self.log_std.get(group.name))
         if self.head == "values":
             return explore(distribution, greedy(distribution, outputs, mask), mask, self.epsilon)
@@ -62,7 +66,8 @@ class Actor(_Policy):
         gain = 1.0 if self.head == "values" else 0.01
         self.dueling = bool(network.get("dueling", False)) and self.head == "values"
         outputs = self.distributions[group.name].outputs + (1 if self.dueling else 0)
-        self.network = AgentNetwork(group, outputs, network, gain, seed)
+        free = group.action_space.size if group.action_space.kind == "box" and self.stacked else 0
+        self.network = network_of(group, outputs, network, gain, seed, free=free)
         self.memory_shape = (len(group.agents), self.network.units)
 
     def act(

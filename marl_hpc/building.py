@@ -20,6 +20,7 @@ from marl_hpc.comm.world import World
 from marl_hpc.config import Config
 from marl_hpc.keyed_random import GROUP, integer
 from marl_hpc.metrics import Clock
+from marl_hpc.neighborhoods import Neighborhoods
 from marl_hpc.roles.acting import Inference, OwnVersions
 from marl_hpc.roles.assign import nearest
 from marl_hpc.roles.asynchronous import AsynchronousLearner, AsynchronousWorker, Share
@@ -59,6 +60,11 @@ class Builder:
         self.plans = paradigms.plan(config, self.spec)
         self.dtype: torch.dtype = getattr(torch, config.dtype)
         self.nearest = self.shards_of_workers()
+        self.neighborhoods = {
+            plan.interface.name: Neighborhoods(config.topology, self.spec, plan.interface.groups[0], 1)
+            for plan in self.plans
+            if plan.interface.stacked
+        }
         self.interfaces = paradigms.hosts([plan.interface.name for plan in self.plans], self.counts["learner"])
 
     def shards_of_workers(self) -> list[int]:
@@ -132,6 +138,7 @@ class Builder:
         exchanges = collectives.replicas(
             self.interfaces, index, self.counts["learner"], config.timeouts.collective_s * config.timeouts.scale
         )
+        exchanges |= {name: around.exchange(0, None) for name, around in self.neighborhoods.items()}
         replicas = []
         for agent in self.agents(index, exchanges):
             hosts = self.interfaces[agent.interface.name]

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any
 
@@ -125,6 +126,21 @@ class Sync:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Topology:
+    """paradigm=networked: who are neighbors, and what they share."""
+
+    name: str = "environment"  # environment: the edges that it has | a name of marl_hpc.topology.TOPOLOGIES | my_module:function
+    options: Any = None  # {degree: 8, …}: what that function takes beside the number of agents
+    weights: str = "metropolis_hastings"  # | max_degree | laplacian | uniform (the only one for directed graphs)
+    mix: str = "critic"  # what agents average with their neighbors after each gradient step: critic | all | none
+    rounds: int = 1  # of averaging
+    reward_discount: float = 0.0  # a reward d hops away counts this to the power of d; 0: an agent cares for its own alone
+    reward_hops: int | None = None  # farther ones don't count; default: those that count less than 1 %
+    partition: str = "keep"  # of agents over learners: keep (their order) | rcm | metis
+    transport: str = "auto"  # auto | shared_memory | all_to_all | point_to_point
+
+
+@dataclass(frozen=True, kw_only=True)
 class Config:
     seed: int = 0
     run: Run = field(default_factory=Run)
@@ -133,6 +149,7 @@ class Config:
     algorithm: dict[str, Any] = field(default_factory=dict)
     paradigm: Named = field(default_factory=lambda: Named(name="independent"))
     sync: Sync = field(default_factory=Sync)
+    topology: Topology = field(default_factory=Topology)
     team_reward: str = "mean"  # what a team is rewarded for: mean | sum over its agents | individual
     interfaces: Any = (
         None  # {name: {groups, paradigm, algorithm, team_reward}}; default: one a group, or by the paradigm one for all
@@ -159,6 +176,10 @@ CHOICES = {
     "rollout.transfer": ("full", "bfloat16", "delta"),
     "sync.gradients": ("float32", "bfloat16"),
     "team_reward": ("mean", "sum", "individual"),
+    "topology.weights": ("metropolis_hastings", "max_degree", "laplacian", "uniform"),
+    "topology.mix": ("critic", "all", "none"),
+    "topology.partition": ("keep", "rcm", "metis"),
+    "topology.transport": ("auto", "shared_memory", "all_to_all", "point_to_point"),
     "cluster.membership": ("elastic", "static"),
     "logger.name": ("none", "wandb"),
     "device": ("auto", "cpu", "cuda"),
@@ -193,6 +214,7 @@ def validate(config: Config) -> Config:
     if config.rollout.max_lag not in (0, 1):
         raise ConfigError(f"rollout.max_lag={config.rollout.max_lag} is not a choice; 0 (strict lockstep) or 1 (overlap)")
     check_sync(config.sync)
+    check_topology(config)
     for key in ("queue_bytes", "replay_bytes"):
         value = getattr(config.dataset, key)
         if value is not None and value < 1:
@@ -240,6 +262,37 @@ def check_sync(sync: Sync) -> None:
         raise ConfigError(f"sync.iteration_s={sync.iteration_s} must be greater than 0")
 
 
+def check_topology(config: Config) -> None:
+    """A topology is networked learning's, and only that exchanges over one."""
+    topology = config.topology
+    sections = [section for section in (config.interfaces or {}).values() if isinstance(section, Mapping)]
+    if "networked" not in {config.paradigm.name, *(section.get("paradigm") for section in sections)}:
+        for f in fields(Topology):
+            if getattr(topology, f.name) != f.default:
+                raise ConfigError(
+                    f"topology.{f.name}={getattr(topology, f.name)} needs paradigm=networked; got paradigm={config.paradigm.name}: leave it out"
+                )
+        return
+    if config.sync.name != "bsp":
+        raise ConfigError(
+            f"sync={config.sync.name} with paradigm=networked: agents step and mix by themselves, there are no gradients to exchange; leave sync out"
+        )
+    if topology.rounds < 1:
+        raise ConfigError(f"topology.rounds={topology.rounds} must be 1 or more")
+    if topology.mix == "none" and topology.rounds != 1:
+        raise ConfigError(
+            f"topology.rounds={topology.rounds} is about topology.mix=critic or all; got topology.mix=none: leave it out"
+        )
+    if not 0 <= topology.reward_discount <= 1:
+        raise ConfigError(f"topology.reward_discount={topology.reward_discount} must lie between 0 and 1")
+    if topology.reward_hops is not None and (topology.reward_hops < 1 or not topology.reward_discount):
+        raise ConfigError(
+            f"topology.reward_hops={topology.reward_hops} must be 1 or more, and needs topology.reward_discount; got {topology.reward_discount}"
+        )
+    if topology.reward_discount == 1 and topology.reward_hops is None:
+        raise ConfigError("topology.reward_discount=1 counts rewards however far; set topology.reward_hops")
+
+
 def fingerprint(config: Config) -> str:
     """A hash over what decides which policies come out: a checkpoint of one fingerprint continues under the same one only.
 
@@ -250,4 +303,6 @@ def fingerprint(config: Config) -> str:
         "run", "budget", "roles", "inference", "cluster", "timeouts", "faults", "logger", "evaluate", "checkpoint", "dataset", "world", "device",
     ):  # fmt: skip
         del record[key]
+    for key in ("partition", "transport"):  # bits don't depend on them
+        del record["topology"][key]
     return hashlib.sha256(json.dumps(record, sort_keys=True).encode()).hexdigest()[:16]

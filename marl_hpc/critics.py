@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from marl_hpc.networks import AgentNetwork
+from marl_hpc.networks import AgentNetwork, StackedNetwork, network_of
 from marl_hpc.types import ActionSpace, GroupSpec, InterfaceSpec
 
 Batch = Mapping[str, Tensor]  # "group/field" [T, B, N, …], and "first" [T, B], "state" and "next_state" [T, B, S]
@@ -43,8 +43,8 @@ class Critic(nn.Module):
         else:
             views = [replace(g, action_mask=False) for g in interface.groups]
         self.views = views
-        self.networks: list[AgentNetwork] = [
-            AgentNetwork(view, self.outputs(view), network, 1.0, next(seeds), self.extra(view)) for view in views
+        self.networks: list[AgentNetwork | StackedNetwork] = [
+            network_of(view, self.outputs(view), network, 1.0, next(seeds), self.extra(view)) for view in views
         ]
         self.registered = nn.ModuleList(self.networks)
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from itertools import pairwise
 from typing import Any
 
@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from marl_hpc.types import ActionSpace, GroupSpec
 
 ACTIVATIONS = {"tanh": nn.Tanh, "relu": nn.ReLU, "elu": nn.ELU}
+FUNCTIONS = {"tanh": torch.tanh, "relu": torch.relu, "elu": nn.functional.elu}
 
 
 def mlp(sizes: list[int], activation: str, final_gain: float, generator: torch.Generator) -> nn.Sequential:
@@ -138,6 +139,136 @@ class AgentNetwork(nn.Module):
             memories.append(memory)
         stacked = torch.stack(memories)
         return self.head(stacked), stacked
+
+
+class StackedNetwork(nn.Module):
+    """What `AgentNetwork` does, with a network of its own for each agent: one parameter, `rows` [N, P], agent i's network in row i.
+
+    All agents' layers are one batched matrix product each, whatever N. Agents start equal, so that their average means something from
+    the beginning. In a row weights stand layer by layer, a layer's weight [inputs, outputs] before its bias; with a GRU its
+    gates (reset, update, new) side by side. `free` numbers of each agent come with its outputs as they are: deviations.
+    """
+
+    def __init__(
+        self,
+        group: GroupSpec,
+        outputs: int,
+        network: Mapping[str, Any],
+        final_gain: float,
+        seed: int,
+        extra: int = 0,
+        free: int = 0,
+    ) -> None:
+        super().__init__()
+        self.agents, self.dimensions = len(group.agents), len(group.observation_shape)
+        self.units, self.burn_in = int(network.get("gru", 0)), int(network.get("burn_in", 0))
+        self.activation, self.free = FUNCTIONS[network["activation"]], free
+        generator = torch.Generator().manual_seed(seed)
+        hidden = list(network["hidden"])
+        sizes = [math.prod(group.observation_shape) + extra, *hidden]
+        layers = [_layer(a, b, math.sqrt(2), generator) for a, b in pairwise(sizes)]
+        self.inner = len(layers)
+        if self.units:
+            gates = [_layer(size, self.units, 1.0, generator) for size in (hidden[-1], self.units) for _ in range(3)]
+            layers += [tuple(torch.cat(parts, -1) for parts in zip(*gates[i : i + 3], strict=True)) for i in (0, 3)]
+        layers.append(_layer(self.units or hidden[-1], outputs, final_gain, generator))
+        self.shapes = [part.shape for layer in layers for part in layer] + [torch.Size([1, free])] * bool(free)
+        row = torch.cat([part.flatten() for layer in layers for part in layer] + [torch.zeros(free)])
+        self.rows = nn.Parameter(row.expand(self.agents, -1).clone())
+
+    def forward(self, observation: Tensor, extra: Tensor | None = None) -> Tensor:
+        """[..., N, D] to [..., N, A] without a memory; with one, the features that go into it."""
+        layers = self.layers()
+        x = self.first(self.inputs(observation, extra), layers)
+        return self.outward(x if self.units else self.last(x, layers), observation)
+
+    def step(self, observation: Tensor, memory: Tensor, extra: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """As `AgentNetwork.step`."""
+        layers = self.layers()
+        x = self.first(self.inputs(observation, extra), layers)
+        if not self.units:
+            return self.outward(self.last(x, layers), observation), memory
+        after = self.cell(x, inward(memory), layers)
+        return self.outward(self.last(after, layers), observation), self.outward(after, observation)
+
+    def unroll(
+        self, observation: Tensor, memory: Tensor, first: Tensor, active: Tensor, extra: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """As `AgentNetwork.unroll`."""
+        layers = self.layers()
+        x = self.first(self.inputs(observation, extra), layers)
+        if not self.units:
+            out = self.outward(self.last(x, layers), observation)
+            return out, out.new_zeros(*out.shape[:-1], 0)
+        steps = x.view(self.agents, len(first), -1, x.shape[-1])
+        present, memories = inward(memory), []
+        for t in range(len(first)):
+            present = present.masked_fill(first[t, None, :, None], 0)
+            present = torch.where(active[t].T.unsqueeze(-1), self.cell(steps[:, t], present, layers), present)
+            if t < self.burn_in:
+                present = present.detach()
+            memories.append(present)
+        stacked = torch.stack(memories, 1).flatten(1, 2)
+        return self.outward(self.last(stacked, layers), observation), self.outward(stacked, observation)
+
+    def layers(self) -> list[Tensor]:
+        """Weights [N, inputs, outputs] and biases [N, 1, outputs]: views of the rows."""
+        parts = self.rows.split([shape.numel() for shape in self.shapes], 1)
+        return [part.view(self.agents, *shape) for part, shape in zip(parts, self.shapes, strict=True)]
+
+    def inputs(self, observation: Tensor, extra: Tensor | None) -> Tensor:
+        """[N, samples, D]: agents first, as their weights."""
+        x = observation.flatten(-self.dimensions) if self.dimensions > 1 else observation
+        x = x.unsqueeze(-1) if self.dimensions == 0 else x
+        if extra is not None:
+            extra = extra.unsqueeze(-2) if extra.dim() < x.dim() else extra
+            x = torch.cat([x, extra.expand(*x.shape[:-1], extra.shape[-1])], -1)
+        return inward(x)
+
+    def first(self, x: Tensor, layers: Sequence[Tensor]) -> Tensor:
+        """The hidden layers."""
+        for i in range(self.inner):
+            x = self.activation(torch.baddbmm(layers[2 * i + 1], x, layers[2 * i]))
+        return x
+
+    def last(self, x: Tensor, layers: Sequence[Tensor]) -> Tensor:
+        """The output layer, and free numbers behind it."""
+        head = layers[-3:-1] if self.free else layers[-2:]
+        x = torch.baddbmm(head[1], x, head[0])
+        return torch.cat([x, layers[-1].expand(-1, x.shape[1], -1)], -1) if self.free else x
+
+    def cell(self, x: Tensor, memory: Tensor, layers: Sequence[Tensor]) -> Tensor:
+        """A GRU's step (Cho et al. 2014), as torch.nn.GRUCell: [N, samples, H]."""
+        i = 2 * self.inner
+        given, kept = torch.baddbmm(layers[i + 1], x, layers[i]), torch.baddbmm(layers[i + 3], memory, layers[i + 2])
+        (r, z, n), (hr, hz, hn) = given.chunk(3, -1), kept.chunk(3, -1)
+        z = torch.sigmoid(z + hz)
+        return (1 - z) * torch.tanh(n + torch.sigmoid(r + hr) * hn) + z * memory
+
+    def outward(self, x: Tensor, like: Tensor) -> Tensor:
+        """[N, samples, F] to [..., N, F]."""
+        lead = like.shape[: like.dim() - self.dimensions - 1]
+        return x.movedim(0, -2).reshape(*lead, self.agents, x.shape[-1])
+
+
+def _layer(inputs: int, outputs: int, gain: float, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+    """An orthogonal weight [inputs, outputs] and a bias [1, outputs] of zeros."""
+    weight = nn.init.orthogonal_(torch.empty(outputs, inputs), gain, generator=generator)
+    return weight.T.contiguous(), torch.zeros(1, outputs)
+
+
+def inward(x: Tensor) -> Tensor:
+    """[..., N, F] to [N, samples, F]."""
+    return x.flatten(0, -3).transpose(0, 1) if x.dim() > 2 else x.unsqueeze(1)
+
+
+def network_of(
+    group: GroupSpec, outputs: int, network: Mapping[str, Any], final_gain: float, seed: int, extra: int = 0, free: int = 0
+) -> AgentNetwork | StackedNetwork:
+    """One network for all agents of a group, or one for each where `network` says `stacked`."""
+    if network.get("stacked", False):
+        return StackedNetwork(group, outputs, network, final_gain, seed, extra, free)
+    return AgentNetwork(group, outputs, network, final_gain, seed, extra)
 
 
 def to_env(space: ActionSpace, action: np.ndarray) -> np.ndarray:

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 from marl_hpc import algorithms
-from marl_hpc.agents import AgentInterface, IndependentAgent, TeamAgent
+from marl_hpc.agents import AgentInterface, IndependentAgent, NetworkedAgent, TeamAgent
 from marl_hpc.config import Config, ConfigError
 from marl_hpc.types import EnvSpec, GroupSpec, InterfaceSpec
 
@@ -17,6 +17,7 @@ class Paradigm(NamedTuple):
     critic_sees: str  # own: the agent's own observation | state: the team's state too | joint: all members' observations
     policy_sees: str  # own | joint
     exchange: str
+    stacked: bool = False  # each agent has parameters of its own
 
     @property
     def teams(self) -> bool:
@@ -27,6 +28,7 @@ PARADIGMS: dict[str, Paradigm] = {
     "independent": Paradigm(IndependentAgent, "own", "own", "all-reduce among replicas of the same policy only"),
     "ctde": Paradigm(TeamAgent, "state", "own", "all-reduce among the team's replicas"),
     "centralized": Paradigm(TeamAgent, "joint", "joint", "all-reduce among the team's replicas"),
+    "networked": Paradigm(NetworkedAgent, "own", "own", "neighbor-only all-reduce after each agent's own step", stacked=True),
 }
 
 
@@ -62,7 +64,7 @@ def plan(config: Config, spec: EnvSpec) -> list[Plan]:
         members = tuple(groups[group] for group in section["groups"])
         if not paradigm.teams and len(members) > 1:
             raise ConfigError(
-                f"interfaces.{name}: paradigm=independent trains one group, got {', '.join(g.name for g in members)}; "
+                f"interfaces.{name}: paradigm={paradigm_name} trains one group, got {', '.join(g.name for g in members)}; "
                 "name an interface for each, or choose paradigm=ctde"
             )
         interface = InterfaceSpec(
@@ -72,6 +74,8 @@ def plan(config: Config, spec: EnvSpec) -> list[Plan]:
             team_reward=section.get("team_reward", config.team_reward) if paradigm.teams else "individual",
             critic_sees=paradigm.critic_sees,
             joint_policy=paradigm.policy_sees == "joint",
+            stacked=paradigm.stacked,
+            mix=config.topology.mix if paradigm.stacked else "none",
             turns=len(spec.agents) if spec.turn_based else 1,
             state_size=math.prod(spec.state_shape) if paradigm.critic_sees == "state" else 0,
         )
@@ -82,12 +86,27 @@ def plan(config: Config, spec: EnvSpec) -> list[Plan]:
         own = section.get("algorithm", {})
         same = own.get("name", config.algorithm.get("name")) == config.algorithm.get("name")
         algorithm, options = algorithms.configure({**config.algorithm, **own} if same else own)  # options are an algorithm's own
+        if paradigm.stacked:
+            check_stacked(algorithm, interface)
         algorithm.check(options, interface, config.rollout.fragment)
         plans.append(Plan(interface, paradigm.agent, algorithm, options))
     names = [name for p in plans for name in p.interface.policies]
     if len(set(names)) < len(names):
         raise ConfigError(f"interfaces have policies of the same name: {', '.join(names)}; rename an interface or a group")
     return plans
+
+
+def check_stacked(algorithm: type, interface: InterfaceSpec) -> None:
+    """Raise ConfigError where agents can't have parameters of their own."""
+    if not getattr(algorithm, "networked", False):
+        known = [name for name in algorithms.ALGORITHMS if getattr(algorithms.resolve(name), "networked", False)]
+        raise ConfigError(f"{algorithm.__name__} doesn't train paradigm=networked; algorithms that do: {', '.join(known)}")
+    for group in interface.groups:
+        if group.image:
+            raise ConfigError(
+                f"paradigm=networked: the agents of {group.name!r} observe images, and their networks are batched matrix products; "
+                "encode the images in the environment, or choose paradigm=independent"
+            )
 
 
 def check_members(given: Any, groups: Mapping[str, GroupSpec]) -> None:

@@ -6,6 +6,8 @@ here ever looks across an episode's end.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
@@ -105,22 +107,28 @@ class ValueNormalizer:
 
     An exponential moving average with bias correction, as in MAPPO's value normalization (Yu et al. 2022, section 5.1): the critic
     learns targets of mean 0 and deviation 1, its outputs are brought back to reward units before they are used. `decay` is per
-    update (one per batch). Moments are kept in float64.
+    update (one per batch). Moments are kept in float64. With `agents` each of N agents has a critic and statistics of its own, and
+    values are [..., N].
     """
 
-    def __init__(self, decay: float = 0.99) -> None:
+    def __init__(self, decay: float = 0.99, agents: int | None = None) -> None:
         self.decay = decay
-        self.moments = torch.zeros(3, dtype=torch.float64)  # weight, weighted mean, weighted mean of squares
+        shape = (3,) if agents is None else (3, agents)
+        self.moments = torch.zeros(shape, dtype=torch.float64)  # weight, weighted mean, weighted mean of squares
         self.latest: Tensor | None = None  # (count, mean, sum of squared distances from it) of the last batch
+        self.mixed: Callable[[Tensor], Tensor] | None = None  # the moments after each update, from them and those of neighbors
 
     def update(self, count_sum_squares: Tensor) -> None:
         """Take in one batch by its (count, sum, sum of squares), already summed over replicas. Empty batches change nothing."""
         count, total, squares = count_sum_squares.to(self.moments)
-        if count > 0:
-            mean = total / count
+        some = count.clamp_min(1)
+        mean = total / some
+        if (count > 0).any():
             self.latest = torch.stack([count, mean, (squares - count * mean * mean).clamp_min(0)])
-            batch = torch.stack([torch.ones_like(count), total / count, squares / count])
-            self.moments = self.decay * self.moments + (1 - self.decay) * batch
+        batch = torch.stack([torch.ones_like(count), mean, squares / some])
+        self.moments = torch.where(count > 0, self.decay * self.moments + (1 - self.decay) * batch, self.moments)
+        if self.mixed is not None:
+            self.moments = self.mixed(self.moments)
 
     def merge(self, count_mean_squares: Tensor) -> None:
         """`update` from (count, mean, sum of squared distances from it), as batches of different learners are sent."""
@@ -128,17 +136,17 @@ class ValueNormalizer:
         self.update(torch.stack([count, count * mean, spread + count * mean * mean]))
 
     @property
-    def mean_std(self) -> tuple[float, float]:
-        weight, mean, squares = self.moments.tolist()
-        if weight == 0:
-            return 0.0, 1.0
-        mean, squares = mean / weight, squares / weight
-        return mean, max(squares - mean * mean, 1e-8) ** 0.5
+    def mean_std(self) -> tuple[Tensor, Tensor]:
+        """[] or [N] each; 0 and 1 before the first batch."""
+        weight, mean, squares = self.moments
+        known = weight > 0
+        mean, squares = mean / weight.where(known, 1.0), squares / weight.where(known, 1.0)
+        return mean, (squares - mean * mean).clamp_min(1e-8).sqrt().where(known, 1.0)
 
     def normalize(self, values: Tensor) -> Tensor:
-        mean, std = self.mean_std
+        mean, std = (x.to(values) for x in self.mean_std)
         return (values - mean) / std
 
     def denormalize(self, values: Tensor) -> Tensor:
-        mean, std = self.mean_std
+        mean, std = (x.to(values) for x in self.mean_std)
         return values * std + mean

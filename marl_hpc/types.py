@@ -6,9 +6,10 @@ group, always in the order of `GroupSpec.agents`. Imports nothing of ours, and n
 
 from __future__ import annotations
 
+import base64
 import math
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field, fields
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
@@ -89,6 +90,9 @@ class EnvSpec:
     state_shape: tuple[int, ...]
     state_from: str
     turn_based: bool = False  # agents act one after the other
+    edges: np.ndarray | None = field(
+        default=None, compare=False
+    )  # [E, 2] places in `agents`: who may talk to whom, where there are any
 
     @property
     def agents(self) -> tuple[str, ...]:
@@ -98,12 +102,17 @@ class EnvSpec:
         return next(group for group in self.groups if group.name == name)
 
     def to_json(self) -> dict[str, Any]:
-        return asdict(self)
+        edges = None if self.edges is None else base64.b64encode(self.edges.astype("<i4").tobytes()).decode()
+        own = {f.name: getattr(self, f.name) for f in fields(self)}
+        return {**own, "groups": [group.to_json() for group in self.groups], "edges": edges}
 
     @staticmethod
     def from_json(record: Mapping[str, Any]) -> EnvSpec:
         groups = tuple(GroupSpec.from_json(group) for group in record["groups"])
-        return EnvSpec(**{**record, "groups": groups, "state_shape": tuple(record["state_shape"])})
+        edges = record.get("edges")
+        if edges is not None:
+            edges = np.frombuffer(base64.b64decode(edges), "<i4").reshape(-1, 2)
+        return EnvSpec(**{**record, "groups": groups, "state_shape": tuple(record["state_shape"]), "edges": edges})
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -116,6 +125,8 @@ class InterfaceSpec:
     team_reward: str = "individual"  # mean | sum over the interface's agents | individual: what is optimized
     critic_sees: str = "own"  # own | state | joint
     joint_policy: bool = False  # the agents are one policy
+    stacked: bool = False  # each agent has parameters of its own
+    mix: str = "none"  # what of those agents average with their neighbors: critic | all | none
     turns: int = 1  # steps from one turn of an agent to its next, about: 1 where all act at once
     state_size: int = 0
 

@@ -126,7 +126,7 @@ def network_options(config: NetworkConfig, interface: InterfaceSpec) -> dict[str
     """The part of `Algorithm.network` that all share."""
     return {
         "hidden": list(config.hidden), "activation": config.activation, "agent_id": config.agent_id, "gru": config.gru,
-        "joint": interface.joint_policy, "autoregressive": config.autoregressive,
+        "joint": interface.joint_policy, "autoregressive": config.autoregressive, "stacked": interface.stacked,
     }  # fmt: skip
 
 

@@ -24,6 +24,7 @@ class A2CConfig(ActorCriticConfig):
 
 class A2C(ActorCritic):
     Config = A2CConfig
+    networked = True
     sums = SUMS
 
     def loss(self, minibatch: Batch) -> tuple[Tensor, dict[str, Tensor]]:

@@ -71,7 +71,7 @@ class ActorCritic:
         self.critic = self.build_critic(network, seeds)
         modules = [*self.policies.values(), self.critic]
         self.parameters = FlatParameters(modules, device=device, dtype=dtype, slots=len(self.sums))
-        self.values = ValueNormalizer()
+        self.values = ValueNormalizer(agents=len(interface.agents) if interface.stacked else None)
         self.critic_memory: Tensor | None = None  # [B, N, H] after the last batch: its copies go on in the next
 
     def build_critic(self, network: dict[str, Any], seeds: Iterator[int]) -> Any:
@@ -164,7 +164,8 @@ class ActorCritic:
             else:
                 advantages, known = gae(reward, values, next_values, terminated, done, **given)
                 targets = advantages + values
-            moments = torch.stack([moments_of(targets, known), moments_of(advantages, known)])
+            each = self.interface.stacked  # what agents learn from is each one's own
+            moments = torch.stack([moments_of(targets, known, each), moments_of(advantages, known, each)])
             self.exchange.sum_(moments)
             if self.config.normalize_values:
                 self.values.update(moments[0].cpu())
@@ -287,7 +288,9 @@ def memory_of(batch: Batch, policy: str) -> Tensor:
     return batch.get(f"{policy}/memory", batch["first"].new_zeros(0, dtype=torch.float32))
 
 
-def moments_of(x: Tensor, known: Tensor) -> Tensor:
-    """(count, sum, sum of squares) over known entries, in float64 so that the order of summation hardly matters."""
+def moments_of(x: Tensor, known: Tensor, each: bool = False) -> Tensor:
+    """(count, sum, sum of squares) over known entries of x [T, B, N], of all agents together or of `each` ([3, N]); in float64 so that
+    the order of summation hardly matters."""
     x, weight = x.double(), known.double()
-    return torch.stack([weight.sum(), (x * weight).sum(), (x * x * weight).sum()])
+    over = (0, 1) if each else tuple(range(x.dim()))
+    return torch.stack([weight.sum(over), (x * weight).sum(over), (x * x * weight).sum(over)])

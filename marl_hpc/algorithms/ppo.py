@@ -34,6 +34,7 @@ SUMS = ("count", *MEANS, "ratio_deviation")
 
 class PPO(ActorCritic):
     Config = PPOConfig
+    networked = True
     sums = SUMS
 
     def __init__(

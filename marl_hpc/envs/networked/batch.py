@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -37,6 +38,7 @@ class NetworkedBatch(VectorizedBatch):
         code = np.sort(low * n + high)
         code = code[np.diff(code, prepend=-1) > 0]  # several times as fast as np.unique
         self.edges = np.stack([code // n, code % n], 1)
+        self.spec = replace(self.spec, edges=self.edges)
 
 
 def at_least(name: str, **options: tuple[int, int]) -> None:

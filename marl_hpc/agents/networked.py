@@ -1,0 +1,96 @@
+"""Networked learning: agents with parameters of their own, who coordinate with their neighbors on a graph and with nobody else.
+
+Each agent learns from what it sees and earns itself; after each gradient step it mixes parameters with its neighbors' (consensus on the
+critics, as in Zhang et al. 2018, or on everything). One NetworkedAgent holds many agents, or those of them that a rank owns: their
+networks are stacked, and every number here, clipping and normalization included, is one agent's own.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+from marl_hpc.agents.interface import AgentInterface
+from marl_hpc.types import Exchange
+
+
+class Neighbors(Exchange, Protocol):
+    """How this rank's n agents reach their neighbors, on whatever ranks those are; see `marl_hpc.comm.graphs`."""
+
+    def mix(self, rows: Tensor) -> None:
+        """Each agent's row of [n, P] becomes the weighted mean of its own and its neighbors', in place."""
+        ...
+
+    def turn(self) -> None:
+        """Go on to the graph of the next step, where it changes from one to the next."""
+        ...
+
+    def rewards(self, reward: Tensor) -> Tensor:
+        """Each agent's reward [..., n] with its neighborhood's, as far as agents care for those."""
+        ...
+
+
+class NetworkedAgent(AgentInterface):
+    exchange: Neighbors
+
+    def __init__(self, *arguments: Any, **options: Any) -> None:
+        super().__init__(*arguments, **options)
+        count = len(self.interface.agents)
+        self.blocks = [block.view(count, -1) for block in self.parameters.values.detach().split(self.parameters.sizes)]
+        skipped = {"all": 0, "critic": len(self.interface.policies), "none": len(self.blocks)}[self.interface.mix]
+        self.mixed = self.blocks[skipped:]
+        self.moved: Tensor | None = None
+        statistics = getattr(self.algorithm, "values", None)
+        if statistics is not None and self.mixed:  # critics that are averaged have to speak in one unit
+            statistics.mixed = self.mix_moments
+
+    def rewarded(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
+        return {**batch, **{f"{g.name}/reward": self.exchange.rewards(batch[f"{g.name}/reward"]) for g in self.interface.groups}}
+
+    def gradient(self, minibatch: dict[str, Tensor]) -> Tensor:
+        """Leave each agent's mean gradient, clipped by its own norm, in the buffer's `grad`. Returns the minibatch's sums. Raises
+        FloatingPointError naming agents whose gradient isn't finite."""
+        parameters = self.parameters
+        parameters.message.zero_()
+        loss, sums = self.algorithm.loss(minibatch)
+        loss.backward()
+        parameters.sums.copy_(torch.stack([sums[name] for name in self.algorithm.sums]))
+        assert parameters.values.grad is not None, "FlatParameters gives its buffer a gradient for good"
+        counts = minibatch["known"].sum((0, 1)).clamp_min(1)
+        rows = [part.view(len(counts), -1) for part in parameters.values.grad.split(parameters.sizes)]
+        norms = torch.stack([part.norm(dim=1) for part in rows]).norm(dim=0) / counts
+        if not torch.isfinite(norms).all():
+            bad = (~torch.isfinite(norms)).nonzero().flatten().tolist()
+            names = ", ".join(self.interface.agents[i] for i in bad[:5]) + (f" and {len(bad) - 5} more" if len(bad) > 5 else "")
+            raise FloatingPointError(
+                f"the gradient of {names} isn't finite at gradient step {self.updates}: their batch was finite; lower algorithm.lr or "
+                "algorithm.max_grad_norm"
+            )
+        scale = (self.max_grad_norm / (norms + 1e-6)).clamp_max(1) / counts
+        for part in rows:
+            part *= scale[:, None]
+        return parameters.sums.clone()
+
+    def update(self) -> None:
+        """A step of each agent's own, then one of mixing."""
+        super().update()
+        for block in self.mixed:
+            before = block.clone() if self.moved is None else None
+            self.exchange.mix(block)
+            if before is not None:
+                self.moved = (block - before).norm() / before.norm().clamp_min(1e-12)
+        self.exchange.turn()
+
+    def mix_moments(self, moments: Tensor) -> Tensor:
+        """Statistics [K, n] of values, mixed as their critics are."""
+        rows = moments.T.contiguous()
+        self.exchange.mix(rows)
+        return rows.T.contiguous()
+
+    def learn(self, *arguments: Any, **options: Any) -> dict[str, float]:
+        """As `AgentInterface.learn`; `consensus/distance` says how far a first mixing moved agents, relative to their parameters."""
+        self.moved = None if self.mixed else torch.zeros(())
+        metrics = super().learn(*arguments, **options)
+        return metrics | ({"consensus/distance": float(self.moved)} if self.mixed and self.moved is not None else {})

@@ -1,0 +1,95 @@
+"""How the agents of one rank reach their graph neighbors: what a NetworkedAgent exchanges by.
+
+One idea: who has which agent is a table [N] that every rank knows, and each exchange has its plan, made once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from marl_hpc.comm.exchange_plan import ExchangePlan
+from marl_hpc.comm.neighbors import neighbor_allreduce
+from marl_hpc.comm.transports import Transport
+
+
+class GraphExchange:
+    """See `marl_hpc.agents.networked.Neighbors`. n agents of this rank."""
+
+    size, index = 1, 0
+
+    def __init__(
+        self,
+        agents: np.ndarray,
+        mixing: Sequence[ExchangePlan],
+        rewards: ExchangePlan | None,
+        transport: Transport,
+        rounds: int = 1,
+    ) -> None:
+        """`agents` [n]: their numbers, in the order of rows. `mixing`: plans that are used in turn, `rounds` of them a step; `rewards`: that of each agent's reward."""
+        self.transport, self.rounds, self.step = transport, rounds, 0
+        self.mixing = [(plan, order_of(agents, plan)) for plan in mixing]
+        self.reward = None if rewards is None else (rewards, order_of(agents, rewards))
+
+    def sum_(self, tensor: Tensor) -> None:
+        """Nothing is summed over all: agents have statistics of their own."""
+
+    def mix(self, rows: Tensor) -> None:
+        for i in range(self.rounds):
+            plan, order = self.mixing[(self.step * self.rounds + i) % len(self.mixing)]
+            self._exchange(rows, plan, order, rows)
+
+    def turn(self) -> None:
+        self.step += 1
+
+    def rewards(self, reward: Tensor) -> Tensor:
+        if self.reward is None:
+            return reward
+        rows = reward.movedim(-1, 0).reshape(reward.shape[-1], -1).contiguous()
+        self._exchange(rows, *self.reward, rows)
+        return rows.view(reward.shape[-1], *reward.shape[:-1]).movedim(0, -1).contiguous()
+
+    def _exchange(self, rows: Tensor, plan: ExchangePlan, order: tuple[Tensor, Tensor] | None, out: Tensor) -> None:
+        if order is None:
+            neighbor_allreduce(rows, plan, transport=self.transport, out=out)
+        else:
+            there, back = (x.to(rows.device) for x in order)
+            out.copy_(neighbor_allreduce(rows[there], plan, transport=self.transport)[back])
+
+
+def order_of(agents: np.ndarray, plan: ExchangePlan) -> tuple[Tensor, Tensor] | None:
+    """(places of the plan's agents among `agents`, and the way back); None where they are in the same order."""
+    if np.array_equal(agents, plan.agents):
+        return None
+    place = np.empty(len(plan.owners), int)
+    place[agents] = np.arange(len(agents))
+    there = place[plan.agents]
+    return torch.from_numpy(there), torch.from_numpy(np.argsort(there))
+
+
+def discounted(adjacency: Any, discount: float, hops: int) -> Any:
+    """Weights [N, N], SciPy CSR: discount to the power of the distance between two agents, up to so many hops; 1 for an agent itself.
+
+    Source: Chu et al. 2020, eq. 3 (spatial discount); Qu et al. 2020 for the truncation.
+
+    >>> import scipy.sparse
+    >>> discounted(scipy.sparse.csr_matrix([[0, 1, 0], [1, 0, 1], [0, 1, 0]]), 0.5, 2).toarray().tolist()
+    [[1.0, 0.5, 0.25], [0.5, 1.0, 0.5], [0.25, 0.5, 1.0]]
+    """
+    import scipy.sparse
+
+    reached = scipy.sparse.eye(adjacency.shape[0], format="csr")
+    total, steps = reached.copy(), (adjacency != 0).astype(float).tocsr()
+    for hop in range(1, hops + 1):
+        wider = ((reached + reached @ steps) != 0).astype(float)
+        added = wider - reached
+        added.eliminate_zeros()
+        if not added.nnz:
+            break
+        total, reached = total + discount**hop * added, wider
+    total.sort_indices()
+    return total.tocsr()

@@ -1,0 +1,104 @@
+"""From `topology` in a configuration to who is whose neighbor, which rank has which agents, and how ranks exchange for them.
+
+All ranks derive the same from the configuration and the environment's spec, so nothing is negotiated.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import replace
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+
+from marl_hpc import mixing, topology
+from marl_hpc.comm.exchange_plan import ExchangePlan
+from marl_hpc.comm.graphs import GraphExchange, discounted
+from marl_hpc.comm.transports import Nobody, Transport
+from marl_hpc.config import ConfigError, Topology
+from marl_hpc.partition import Partition, partition
+from marl_hpc.types import EnvSpec, GroupSpec, InterfaceSpec
+
+LEAST_REWARD = 0.01  # farther rewards count less than this
+
+
+class Neighborhoods:
+    """The graph of a group's N agents, spread over ranks."""
+
+    def __init__(self, section: Topology, spec: EnvSpec, group: GroupSpec, ranks: int) -> None:
+        """Raises ConfigError where the topology can't be, or has fewer agents than ranks."""
+        if len(group.agents) < ranks:
+            raise ConfigError(
+                f"{ranks} learners for the {len(group.agents)} agents of {group.name!r}: each needs one at least; set roles.learner lower"
+            )
+        self.section, self.group = section, group
+        self.graphs = graphs_of(section, spec, group)
+        self.partition: Partition = partition(topology.union(self.graphs), ranks, section.partition)
+        self.ranks = ranks
+
+    @cached_property
+    def weights(self) -> list[Any]:
+        """W of each of the graphs that are used in turn, SciPy CSR [N, N]."""
+        try:
+            return [getattr(mixing, self.section.weights)(graph) for graph in self.graphs]
+        except ValueError as error:
+            raise ConfigError(f"topology.weights={self.section.weights} for topology={self.section.name}: {error}") from error
+
+    @cached_property
+    def reward_weights(self) -> Any:
+        """How each agent's reward counts for the others, SciPy CSR [N, N]; None where it doesn't."""
+        discount = self.section.reward_discount
+        if not discount:
+            return None
+        hops = self.section.reward_hops or max(1, math.floor(math.log(LEAST_REWARD) / math.log(discount)))
+        return discounted(topology.union(self.graphs).adjacency, discount, hops)
+
+    def agents(self, rank: int) -> np.ndarray:
+        """The numbers of a rank's agents, in the order of its rows."""
+        return ExchangePlan(self.weights[0], self.partition.owners, rank).agents
+
+    def part(self, interface: InterfaceSpec, rank: int) -> InterfaceSpec:
+        """What a rank trains of the interface."""
+        if self.ranks == 1:
+            return interface
+        names = tuple(self.group.agents[i] for i in self.agents(rank))
+        name = f"{interface.name}-{rank}"
+        return replace(interface, name=name, groups=(replace(self.group, name=name, agents=names),))
+
+    def exchange(self, rank: int, transport: Transport | None) -> GraphExchange:
+        """What a rank's agents exchange by."""
+        owners = self.partition.owners
+        plans = [ExchangePlan(weights, owners, rank) for weights in self.weights]
+        rewards = None if self.reward_weights is None else ExchangePlan(self.reward_weights, owners, rank)
+        return GraphExchange(plans[0].agents, plans, rewards, transport or Nobody(), self.section.rounds)
+
+
+def graphs_of(section: Topology, spec: EnvSpec, group: GroupSpec) -> Sequence[topology.Graph]:
+    """The graphs of a group's agents that are used in turn; one unless the topology changes from step to step."""
+    options = section.options or {}
+    if not isinstance(options, dict):
+        raise ConfigError(f"topology.options={options!r} must be {{name: value, …}}")
+    if len(group.agents) == 1:
+        raise ConfigError(f"paradigm=networked needs neighbors, but {group.name!r} has a single agent; choose paradigm=independent")
+    try:
+        if section.name != "environment":
+            return topology.make(section.name, len(group.agents), **options)
+        if spec.edges is None:
+            raise ConfigError(
+                f"env {spec.name} has no edges between its agents; choose a topology, for example topology=ring (an environment says "
+                "who is whose neighbor by an attribute `edges`, pairs of agents)"
+            )
+        if options:
+            raise ConfigError(f"topology.options={options} is about a named topology; topology=environment takes none")
+        place = np.full(len(spec.agents), -1)
+        first = spec.agents.index(group.agents[0])
+        place[first : first + len(group.agents)] = np.arange(len(group.agents))  # agents stand in `spec.agents` group by group
+        edges = place[spec.edges]
+        graph = topology.from_edges(edges[(edges >= 0).all(1)], len(group.agents))
+        return [graph.check_connected()]
+    except ValueError as error:
+        if isinstance(error, ConfigError):
+            raise
+        raise ConfigError(f"topology={section.name}: {error}") from error
