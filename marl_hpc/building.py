@@ -18,9 +18,9 @@ from marl_hpc.comm import collectives
 from marl_hpc.comm.peers import Peer
 from marl_hpc.comm.world import World
 from marl_hpc.config import Config
+from marl_hpc.division import Division
 from marl_hpc.keyed_random import GROUP, integer
 from marl_hpc.metrics import Clock
-from marl_hpc.neighborhoods import Neighborhoods
 from marl_hpc.roles.acting import Inference, OwnVersions
 from marl_hpc.roles.assign import nearest
 from marl_hpc.roles.asynchronous import AsynchronousLearner, AsynchronousWorker, Share
@@ -54,18 +54,13 @@ class Builder:
         self.spec = EnvSpec.from_json(job["spec"])
         self.counts: dict[str, int] = job["counts"]
         self.run_dir = Path(job["run_dir"])
-        self.schedule = Schedule.of(
-            config, self.counts["rollout"], *((resumed[1].iteration, resumed[1].env_steps) if resumed else ())
-        )
-        self.plans = paradigms.plan(config, self.spec)
+        self.team: int = job["team"]  # learners, or workers, among whom the agents of networked interfaces are divided
+        self.teams = self.counts["rollout"] // self.team
+        self.schedule = Schedule.of(config, self.teams, *((resumed[1].iteration, resumed[1].env_steps) if resumed else ()))
+        self.division = Division(config, self.spec, self.team, self.counts["learner"])
+        self.plans, self.interfaces = self.division.plans, self.division.hosts
         self.dtype: torch.dtype = getattr(torch, config.dtype)
         self.nearest = self.shards_of_workers()
-        self.neighborhoods = {
-            plan.interface.name: Neighborhoods(config.topology, self.spec, plan.interface.groups[0], 1)
-            for plan in self.plans
-            if plan.interface.stacked
-        }
-        self.interfaces = paradigms.hosts([plan.interface.name for plan in self.plans], self.counts["learner"])
 
     def shards_of_workers(self) -> list[int]:
         """The dataset shard that each rollout worker writes to."""
@@ -92,6 +87,7 @@ class Builder:
             tables,
             self.config.seed,
             self.queue_bytes,
+            self.division.bring(workers),
         )
         return self.loaded(shard)
 
@@ -103,7 +99,7 @@ class Builder:
     def tables(self, index: int) -> tuple[tuple[int, ...], dict[str, ReplayTable]]:
         """(workers that write to a dataset shard, its part of the interfaces' replay tables)."""
         workers = tuple(worker for worker, shard in enumerate(self.nearest) if shard == index)
-        share = len(workers) / self.counts["rollout"]
+        share = len([worker for worker in workers if worker % self.team == 0]) / self.teams  # of a team the first inserts
         limits = self.config.dataset
         limit = math.inf if limits.replay_bytes is None else limits.replay_bytes
         spill = Path(limits.spill) if limits.spill else None
@@ -124,12 +120,13 @@ class Builder:
     def agents(self, index: int, exchanges: Mapping[str, Exchange]) -> list[Any]:
         """The agents of the interfaces that a learner hosts, in order."""
         device = torch.device(self.job["devices"][self.world.rank])
+        place = {plan.interface.name: i for i, plan in enumerate(self.division.whole)}
         return [
             plan.agent(
                 plan.algorithm, plan.options, plan.interface, exchanges[plan.interface.name], device=device,
-                dtype=self.dtype, seed=integer(self.config.seed, GROUP, place),
+                dtype=self.dtype, seed=integer(self.config.seed, GROUP, place[plan.interface.whole]),
             )
-            for place, plan in enumerate(self.plans)
+            for plan in self.plans
             if index in self.interfaces[plan.interface.name]
         ]  # fmt: skip
 
@@ -138,18 +135,22 @@ class Builder:
         exchanges = collectives.replicas(
             self.interfaces, index, self.counts["learner"], config.timeouts.collective_s * config.timeouts.scale
         )
-        exchanges |= {name: around.exchange(0, None) for name, around in self.neighborhoods.items()}
+        device = torch.device(self.job["devices"][world.rank])
+        exchanges |= self.division.exchanges(index, device, config.timeouts.collective_s * config.timeouts.scale)
         replicas = []
         for agent in self.agents(index, exchanges):
             hosts = self.interfaces[agent.interface.name]
             replicas.append(Replica(agent, hosts.index(index), len(hosts)))
         learner = Learner(
-            config, index, replicas, ParameterClient(parameters, world, clock), DatasetClient(dataset, world, clock, config.rollout.envs, self.nearest),
-            self.schedule, self.recorder(Recorder) if index == 0 else None, self.run_dir, world, clock, len(self.plans) == 1,
+            config, index, replicas, ParameterClient(parameters, world, clock), self.data(dataset, clock),
+            self.schedule, self.recorder(Recorder) if index == 0 else None, self.run_dir, world, clock, len(self.division.whole) == 1,
         )  # fmt: skip
         if self.resumed:
             learner.resume(self.resumed[0])
         return learner
+
+    def data(self, dataset: list[Peer], clock: Clock) -> DatasetClient:
+        return DatasetClient(dataset, self.world, clock, self.config.rollout.envs, self.nearest, self.team)
 
     def recorder(self, kind: type) -> Any:
         return kind(self.config, self.run_dir, self.spec, self.schedule, self.world, self.resumed[1] if self.resumed else None)
@@ -157,24 +158,32 @@ class Builder:
     def worker(
         self, index: int, parameters: list[Peer], dataset: list[Peer], clock: Clock, inference: Sequence[Peer] = ()
     ) -> RolloutWorker:
-        data = DatasetClient(dataset, self.world, clock, self.config.rollout.envs, self.nearest)
         return RolloutWorker(
-            *self.collecting(index), self.acting(index, parameters, inference, clock), data, self.schedule, self.world, clock
+            *self.collecting(index),
+            self.acting(index, parameters, inference, clock),
+            self.data(dataset, clock),
+            self.schedule,
+            self.world,
+            clock,
         )
 
-    def collecting(self, index: int) -> tuple[Config, int, int, EnvBatch, EnvBatch, list[paradigms.Plan]]:
-        """What a worker collects with: configuration, its number and how many there are, environments, interfaces."""
+    def collecting(self, index: int) -> tuple[Config, int, int, int, EnvBatch, EnvBatch, list[paradigms.Plan]]:
+        """What a worker collects with: configuration, its number, its team's and how many there are, environments, interfaces."""
         config, workers = self.config, self.counts["rollout"]
-        share = -(-max(config.evaluate.episodes, config.evaluate.final_episodes) // workers)
+        share = -(-max(config.evaluate.episodes, config.evaluate.final_episodes) // self.teams)
         waves = -(-share // EVALUATION_COPIES)
-        return config, index, workers, make_env(config, config.rollout.envs), make_env(config, -(-share // waves)), self.plans
+        batches = [make_env(config, copies) for copies in (config.rollout.envs, -(-share // waves))]
+        deadline_s = config.timeouts.collective_s * config.timeouts.scale
+        env, evaluation_env = self.division.collecting(index, workers, batches, deadline_s)
+        return config, index, index // self.team, self.teams, env, evaluation_env, self.division.collected_by(index)
 
     def acting(self, index: int, parameters: list[Peer], inference: Sequence[Peer], clock: Clock) -> Inference:
         """What a rollout worker acts by."""
         if inference:
             peer = inference[index % len(inference)]
             return InferenceClient(peer, index, self.policies(outlines=True), self.world, clock)
-        return OwnVersions(self.policies(), ParameterClient(parameters, self.world, clock, self.dtype).pull)
+        policies = self.policies(self.division.collected_by(index))
+        return OwnVersions(policies, ParameterClient(parameters, self.world, clock, self.dtype, list(policies)).pull)
 
     def inference(self, index: int, parameters: list[Peer], clock: Clock, *, alone: bool = False) -> InferenceServer:
         client = ParameterClient(parameters, self.world, clock, self.dtype)
@@ -189,12 +198,12 @@ class Builder:
         """How many rollout workers ask an inference role."""
         return len([worker for worker in range(self.counts["rollout"]) if worker % self.counts["inference"] == inference])
 
-    def policies(self, *, outlines: bool = False) -> dict[str, PolicyNetwork]:
-        """Every policy of the run; a version that is pulled fills them. `outlines` have shapes and no numbers."""
+    def policies(self, plans: Sequence[paradigms.Plan] | None = None, *, outlines: bool = False) -> dict[str, PolicyNetwork]:
+        """Policies of these interfaces, by default of all; a version that is pulled fills them. `outlines` have shapes and no numbers."""
         with torch.device("meta") if outlines else nullcontext():
             return {
                 name: build_policy(groups, plan.algorithm.network(plan.options, plan.interface)).to(self.dtype)
-                for plan in self.plans
+                for plan in (self.plans if plans is None else plans)
                 for name, groups in plan.interface.policies.items()
             }
 

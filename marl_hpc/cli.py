@@ -120,11 +120,12 @@ def _plan(overrides: list[str]) -> str:
 
     from marl_hpc.comm.launchers import identify
     from marl_hpc.compose import compose
+    from marl_hpc.config import networked
     from marl_hpc.roles.assign import assign, count_roles, table
 
     config = compose(overrides)
     size = identify(os.environ).size or None
-    counts = count_roles(config.roles, size)
+    counts = count_roles(config.roles, size, networked=networked(config))
     hosts = ["this host"] * sum(counts.values())
     return table(assign(counts, hosts), hosts)
 

@@ -262,11 +262,17 @@ def check_sync(sync: Sync) -> None:
         raise ConfigError(f"sync.iteration_s={sync.iteration_s} must be greater than 0")
 
 
+def networked(config: Config) -> bool:
+    """Whether some agents are on a graph."""
+    given = config.interfaces.values() if isinstance(config.interfaces, Mapping) else ()
+    names = [section.get("paradigm") or config.paradigm.name for section in given if isinstance(section, Mapping)]
+    return "networked" in (names or [config.paradigm.name])
+
+
 def check_topology(config: Config) -> None:
     """A topology is networked learning's, and only that exchanges over one."""
     topology = config.topology
-    sections = [section for section in (config.interfaces or {}).values() if isinstance(section, Mapping)]
-    if "networked" not in {config.paradigm.name, *(section.get("paradigm") for section in sections)}:
+    if not networked(config):
         for f in fields(Topology):
             if getattr(topology, f.name) != f.default:
                 raise ConfigError(

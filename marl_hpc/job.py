@@ -26,7 +26,7 @@ from marl_hpc.comm.store import AnyStore, Store, StoreClient, StoreLost, StoreSe
 from marl_hpc.comm.supervisor import STOPPED, Supervisor
 from marl_hpc.comm.zygote import Stamp, Zygote
 from marl_hpc.compose import from_record
-from marl_hpc.config import Config, ConfigError
+from marl_hpc.config import Config, ConfigError, networked
 from marl_hpc.progress import Progress
 from marl_hpc.report import render
 from marl_hpc.roles.assign import assign, count_roles, place_on_gpus, table
@@ -47,7 +47,7 @@ def run_job(config: Config, overrides: list[str], signals: list[int], resume_fro
         raise ConfigError(
             f"world=inline is one process but the launcher started {world_size}; start one rank, or use world=processes"
         )
-    counts = count_roles(config.roles, None if inline else world_size)
+    counts = count_roles(config.roles, None if inline else world_size, networked=networked(config))
     if config.roles.learner and config.roles.learner > 1 and inline:
         raise ConfigError(f"roles.learner={config.roles.learner}: a world of one process has one learner; set roles.learner=1")
     job = Job(config, overrides, launch, counts, inline, signals, resume_from)
@@ -67,6 +67,7 @@ class Job:
         self.resume_from = resume_from
         self.asked = hashlib.sha256(json.dumps(sorted(overrides)).encode()).hexdigest()[:16]
         self.size = launch.size or (1 if inline else sum(counts.values()))
+        self.team = counts["learner"] if networked(config) else 1  # who divide the agents of an environment among them
         self.one_host = launch.launcher == "alone" or launch.one_host
         self.start_s = config.timeouts.start_s * config.timeouts.scale
         self.zygote = Zygote()  # imports torch while we look for the others
@@ -114,6 +115,7 @@ class Job:
                 "config": asdict(self.config), "spec": spec, "roles": roles, "hosts": self.hosts, "counts": self.counts, "run_dir": str(self.run_dir),
                 "devices": devices, "timeouts": asdict(self.config.timeouts), "one_host": self.one_host,
                 "interface": self.config.cluster.interface, "membership": self.config.cluster.membership,
+                "team": self.team,
                 "addresses": {str(rank): hello["address"] for rank, hello in enumerate(hellos)},
             }  # fmt: skip
             self.job = job
@@ -158,7 +160,7 @@ class Job:
 
     def prepare(self, store: AnyStore, port: int, key: str, folder: RunFolder) -> dict[str, Any]:
         """Let a role process check what needs torch or the environment. Raises ConfigError with what it says."""
-        job = {"config": asdict(self.config), "store": [network.LOOPBACK, port], "key": key}
+        job = {"config": asdict(self.config), "store": [network.LOOPBACK, port], "key": key, "team": self.team}
         log, written = os.pipe()
         stamp = os.memfd_create("marl_hpc-prepare")
         os.ftruncate(stamp, Stamp.SIZE)

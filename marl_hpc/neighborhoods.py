@@ -12,15 +12,18 @@ from functools import cached_property
 from typing import Any
 
 import numpy as np
+import torch
 
 from marl_hpc import mixing, topology
 from marl_hpc.comm.exchange_plan import ExchangePlan
 from marl_hpc.comm.graphs import GraphExchange, discounted
-from marl_hpc.comm.transports import Nobody, Transport
+from marl_hpc.comm.neighbors import choose_transport
+from marl_hpc.comm.transports import AllToAll, PointToPoint, SharedMemory
 from marl_hpc.config import ConfigError, Topology
 from marl_hpc.partition import Partition, partition
 from marl_hpc.types import EnvSpec, GroupSpec, InterfaceSpec
 
+TRANSPORTS = {"shared_memory": SharedMemory, "all_to_all": AllToAll, "point_to_point": PointToPoint}
 LEAST_REWARD = 0.01  # farther rewards count less than this
 
 
@@ -36,7 +39,7 @@ class Neighborhoods:
         self.section, self.group = section, group
         self.graphs = graphs_of(section, spec, group)
         self.partition: Partition = partition(topology.union(self.graphs), ranks, section.partition)
-        self.ranks = ranks
+        self.ranks, self.transport = ranks, "none"
 
     @cached_property
     def weights(self) -> list[Any]:
@@ -64,15 +67,32 @@ class Neighborhoods:
         if self.ranks == 1:
             return interface
         names = tuple(self.group.agents[i] for i in self.agents(rank))
-        name = f"{interface.name}-{rank}"
-        return replace(interface, name=name, groups=(replace(self.group, name=name, agents=names),))
+        group = replace(self.group, name=f"{self.group.name}-{rank}", agents=names)
+        return replace(interface, name=f"{interface.name}-{rank}", part_of=interface.name, groups=(group,))
 
-    def exchange(self, rank: int, transport: Transport | None) -> GraphExchange:
-        """What a rank's agents exchange by."""
+    def exchange(self, rank: int, device: torch.device, deadline_s: float) -> GraphExchange:
+        """What a rank's agents exchange by; all ranks call it alike."""
         owners = self.partition.owners
         plans = [ExchangePlan(weights, owners, rank) for weights in self.weights]
         rewards = None if self.reward_weights is None else ExchangePlan(self.reward_weights, owners, rank)
-        return GraphExchange(plans[0].agents, plans, rewards, transport or Nobody(), self.section.rounds)
+        name = self.section.transport
+        if self.ranks == 1 or name == "auto":
+            transport = choose_transport(plans[0], device, deadline_s=deadline_s)
+        else:
+            transport = TRANSPORTS[name](None, deadline_s)
+        self.transport = transport.name
+        return GraphExchange(plans[0].agents, plans, rewards, transport, self.section.rounds)
+
+    def describe(self) -> str:
+        """What a person wants to know of it."""
+        edges = topology.union(self.graphs).adjacency.nnz
+        return f"{len(self.group.agents):,} agents on {self.section.name} ({edges:,} directed edges); {self.partition}; transport: {self.transport}"
+
+
+def check_graph(section: Topology, spec: EnvSpec, group: GroupSpec, ranks: int) -> None:
+    """Raise ConfigError where a group can't be on this topology, before ranks start."""
+    around = Neighborhoods(section, spec, group, ranks)
+    assert around.weights
 
 
 def graphs_of(section: Topology, spec: EnvSpec, group: GroupSpec) -> Sequence[topology.Graph]:

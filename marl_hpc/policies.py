@@ -7,8 +7,9 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -93,10 +94,24 @@ class Policy:
         return {"observation": seen, "active": active, **({"action_mask": legal} if masked else {})}
 
 
-def export_policy(path: Path, groups: Sequence[GroupSpec], values: torch.Tensor, network: dict[str, Any], version: int) -> None:
+class Part(NamedTuple):
+    """Agents with networks of their own that one of several ranks had."""
+
+    group: str  # that they are of
+    places: np.ndarray  # [n] of the agents there
+    parts: int  # how many ranks had agents of it
+
+
+def export_policy(
+    path: Path, groups: Sequence[GroupSpec], values: torch.Tensor, network: dict[str, Any], version: int, part: Part | None = None
+) -> None:
     """Write one policy; `values` is its flat parameter buffer."""
-    about = {"groups": [group.to_json() for group in groups], "network": network, "version": version}
-    save_file({"values": values.detach().cpu().contiguous()}, path, {"policy": json.dumps(about)})
+    about: dict[str, Any] = {"groups": [group.to_json() for group in groups], "network": network, "version": version}
+    tensors = {"values": values.detach().cpu().contiguous()}
+    if part is not None:
+        about |= {"part_of": part.group, "parts": part.parts}
+        tensors["places"] = torch.from_numpy(part.places)
+    save_file(tensors, path, {"policy": json.dumps(about)})
 
 
 def load_policy(run_dir: str | Path, agent: str, *, seed: int | None = None) -> Policy:
@@ -119,12 +134,44 @@ def load_networks(run_dir: str | Path) -> dict[str, PolicyNetwork]:
     files = sorted(folder.glob("*.safetensors"))
     if not files:
         raise FileNotFoundError(f"{folder} holds no exported policies; they are written at checkpoints and at the end of a run")
-    networks = {}
+    found: dict[str, dict[tuple[int, int], list[Exported]]] = {}  # policy -> (version, parts) -> files
     for file in files:
         with safe_open(file, "pt") as stored:
             about = json.loads(stored.metadata()["policy"])
-            values = stored.get_tensor("values")
-        network = build_policy([GroupSpec.from_json(group) for group in about["groups"]], about["network"]).to(values.dtype)
-        load_flat(network, values)
-        networks[file.stem] = network
+            places = stored.get_tensor("places") if "part_of" in about else None
+            exported = Exported(about, stored.get_tensor("values"), places)
+        same = found.setdefault(about.get("part_of", file.stem), {})
+        same.setdefault((about["version"], about.get("parts", 1)), []).append(exported)
+    networks = {}
+    for name, versions in found.items():
+        whole = [key for key, parts in versions.items() if len(parts) == key[1]]
+        if not whole:
+            raise FileNotFoundError(
+                f"{folder} holds parts of {name!r} of different versions: the run ended while it wrote them; resume it, or take a checkpoint"
+            )
+        networks[name] = together(name, versions[max(whole)])
     return networks
+
+
+class Exported(NamedTuple):
+    """What a file holds."""
+
+    about: dict[str, Any]
+    values: torch.Tensor
+    places: torch.Tensor | None
+
+
+def together(name: str, parts: Sequence[Exported]) -> PolicyNetwork:
+    """A policy from its file, or from those of all ranks that had agents of it."""
+    about, values, _ = parts[0]
+    groups = [GroupSpec.from_json(group) for group in about["groups"]]
+    if parts[0].places is not None:
+        order = torch.cat([part.places for part in parts if part.places is not None])
+        agents = [agent for part in parts for agent in part.about["groups"][0]["agents"]]
+        rows = torch.cat([part.values.view(len(part.about["groups"][0]["agents"]), -1) for part in parts])
+        back = order.argsort()
+        groups = [replace(groups[0], name=name, agents=tuple(agents[i] for i in back.tolist()))]
+        values = rows[back].flatten()
+    network = build_policy(groups, about["network"]).to(values.dtype)
+    load_flat(network, values)
+    return network

@@ -27,6 +27,7 @@ from marl_hpc.comm.zygote import Stamp
 from marl_hpc.compose import from_record
 from marl_hpc.config import Config, ConfigError
 from marl_hpc.metrics import Clock
+from marl_hpc.neighborhoods import check_graph
 from marl_hpc.policies import load_networks
 from marl_hpc.roles.acting import OwnPolicies
 from marl_hpc.roles.dataset import DatasetShard
@@ -218,7 +219,11 @@ def prepare(job: dict[str, Any], deadline: Stamp) -> int:
         config = from_record(job["config"])
         algorithms.configure(config.algorithm)
         env = make_env(config, 1)
-        check_replay(config, paradigms.plan(config, env.spec))
+        plans = paradigms.plan(config, env.spec)
+        check_replay(config, plans)
+        for plan in plans:
+            if plan.interface.stacked:
+                check_graph(config.topology, env.spec, plan.interface.groups[0], job["team"])
         cuda = torch.cuda.is_available()
         if config.device == "cuda" and not cuda:
             raise ConfigError("device=cuda but torch sees no GPU here; use device=auto or device=cpu")

@@ -127,12 +127,18 @@ class InterfaceSpec:
     joint_policy: bool = False  # the agents are one policy
     stacked: bool = False  # each agent has parameters of its own
     mix: str = "none"  # what of those agents average with their neighbors: critic | all | none
+    part_of: str = ""  # the interface that this is a rank's part of, where its agents are spread over ranks
     turns: int = 1  # steps from one turn of an agent to its next, about: 1 where all act at once
     state_size: int = 0
 
     @property
     def agents(self) -> tuple[str, ...]:
         return tuple(agent for group in self.groups for agent in group.agents)
+
+    @property
+    def whole(self) -> str:
+        """The name that the configuration knows it by."""
+        return self.part_of or self.name
 
     @property
     def policies(self) -> dict[str, tuple[GroupSpec, ...]]:
@@ -174,6 +180,7 @@ class Step(NamedTuple):
     terminated: dict[str, np.ndarray]  # [B, N] bool
     truncated: dict[str, np.ndarray]  # [B, N] bool
     over: np.ndarray  # [B] bool: the episode has ended, the copy waits for its reset
+    earned: np.ndarray | None = None  # [B, G] rewards summed over all agents of groups, where those here are a part of them
 
 
 class EnvBatch(Protocol):

@@ -6,7 +6,7 @@ The gradient step is here. What differs between paradigms is what agents are rew
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -136,6 +136,11 @@ class AgentInterface(ABC):
         for i, optimizer in enumerate(self.optimizers):
             optimizers.load_state(optimizer, of(f"optimizer{i}."))
         self.algorithm.load_state(of("algorithm."))
+
+    def load_parts(self, states: Sequence[dict[str, Tensor]]) -> None:
+        """As `load_state`, from what all ranks saved that had a part of the interface's agents, then: one, where they aren't divided."""
+        (state,) = states
+        self.load_state(state)
 
     def export(self, name: str, path: Path, version: int) -> None:
         """Write a policy for use without any of this."""

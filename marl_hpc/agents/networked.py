@@ -7,17 +7,25 @@ networks are stacked, and every number here, clipping and normalization included
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from itertools import accumulate
+from pathlib import Path
 from typing import Any, Protocol
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from marl_hpc.agents.interface import AgentInterface
+from marl_hpc.policies import Part, export_policy
 from marl_hpc.types import Exchange
 
 
 class Neighbors(Exchange, Protocol):
     """How this rank's n agents reach their neighbors, on whatever ranks those are; see `marl_hpc.comm.graphs`."""
+
+    agents: np.ndarray  # [n] their numbers among all
+    parts: int  # ranks that all agents are divided among
 
     def mix(self, rows: Tensor) -> None:
         """Each agent's row of [n, P] becomes the weighted mean of its own and its neighbors', in place."""
@@ -83,6 +91,63 @@ class NetworkedAgent(AgentInterface):
                 self.moved = (block - before).norm() / before.norm().clamp_min(1e-12)
         self.exchange.turn()
 
+    def export(self, name: str, path: Path, version: int) -> None:
+        """As `AgentInterface.export`; of a part of the agents, with their places among all."""
+        part = None
+        if self.interface.part_of:
+            part = Part(name.rpartition("-")[0], self.exchange.agents, self.exchange.parts)
+        values = self.policy_values()[name]
+        export_policy(path, self.interface.policies[name], values, self.network, version, part)
+
+    def state(self) -> dict[str, Tensor]:
+        """As `AgentInterface.state`, with what is an agent's own as rows [n, …] in the order of `agents`: whoever has an agent takes up
+        its row."""
+        rows = {name: self._to_rows(name, x) for name, x in super().state().items()}
+        return {**rows, "agents": encoded(self.interface.agents)}
+
+    def load_state(self, state: dict[str, Tensor]) -> None:
+        self.load_parts([state])
+
+    def load_parts(self, states: Sequence[dict[str, Tensor]]) -> None:
+        """Take up this part's agents from the states of all parts there were. Raises ValueError where some are missing."""
+        found = [name for state in states for name in decoded(state["agents"])]
+        place = {name: i for i, name in enumerate(found)}
+        missing = [name for name in self.interface.agents if name not in place]
+        if missing:
+            raise ValueError(f"the checkpoint has nothing of {', '.join(missing[:5])}{', …' if len(missing) > 5 else ''}")
+        own = torch.tensor([place[name] for name in self.interface.agents])
+        state = {}
+        for name, x in states[0].items():
+            if name != "agents":
+                of_agents = x.dim() > 0 and len(x) == len(decoded(states[0]["agents"]))
+                state[name] = self._from_rows(name, torch.cat([s[name] for s in states])[own] if of_agents else x)
+        super().load_state(state)
+
+    def _widths(self, name: str) -> list[int] | None:
+        """How many numbers of each block an agent has in a flat buffer of this name; None where it isn't one."""
+        widths = [block.shape[1] for block in self.blocks]
+        if name == "values":
+            return widths
+        part, _, field = name.partition(".")
+        if not part.startswith("optimizer") or field not in ("mean", "square", "velocity"):
+            return None
+        chosen = self.parts[int(part.removeprefix("optimizer"))][0]
+        start, stop, _ = chosen.indices(len(self.parameters.values))
+        bounds = [0, *accumulate(self.parameters.sizes)]
+        return [width for width, a, b in zip(widths, bounds, bounds[1:], strict=False) if start <= a and b <= stop]
+
+    def _to_rows(self, name: str, x: Tensor) -> Tensor:
+        widths, n = self._widths(name), len(self.interface.agents)
+        if widths is not None:
+            return torch.cat([part.view(n, -1) for part in x.split([n * width for width in widths])], 1)
+        return x.movedim(-1, 0).contiguous() if x.dim() > 0 and x.shape[-1] == n else x
+
+    def _from_rows(self, name: str, x: Tensor) -> Tensor:
+        widths, n = self._widths(name), len(self.interface.agents)
+        if widths is not None:
+            return torch.cat([part.flatten() for part in x.split(widths, 1)])
+        return x.movedim(0, -1).contiguous() if x.dim() > 0 and len(x) == n else x
+
     def mix_moments(self, moments: Tensor) -> Tensor:
         """Statistics [K, n] of values, mixed as their critics are."""
         rows = moments.T.contiguous()
@@ -94,3 +159,12 @@ class NetworkedAgent(AgentInterface):
         self.moved = None if self.mixed else torch.zeros(())
         metrics = super().learn(*arguments, **options)
         return metrics | ({"consensus/distance": float(self.moved)} if self.mixed and self.moved is not None else {})
+
+
+def encoded(names: Sequence[str]) -> Tensor:
+    """Names as bytes."""
+    return torch.from_numpy(np.frombuffer("\n".join(names).encode(), np.uint8).copy())
+
+
+def decoded(names: Tensor) -> list[str]:
+    return bytes(names.numpy()).decode().split("\n")

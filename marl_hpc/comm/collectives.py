@@ -63,14 +63,34 @@ def c10d_store(
     return store
 
 
-def join_learners(store: dist.Store, index: int, learners: int, cuda: bool, timeout_s: float) -> None:
-    """All learners' process group; sub-groups are made from it. gloo on CPUs, NCCL where tensors are on GPUs."""
+def join_all(kind: str, store: dist.Store, index: int, count: int, cuda: bool, timeout_s: float) -> None:
+    """The process group of all roles of a kind; sub-groups are made from it. gloo on CPUs, NCCL where tensors are on GPUs."""
     backend = "cpu:gloo,cuda:nccl" if cuda else "gloo"
     timeout = datetime.timedelta(seconds=timeout_s)
-    with losing("another learner"):
-        dist.init_process_group(
-            backend, store=dist.PrefixStore("learners", store), rank=index, world_size=learners, timeout=timeout
-        )
+    with losing(f"another {kind}"):
+        dist.init_process_group(backend, store=dist.PrefixStore(f"{kind}s", store), rank=index, world_size=count, timeout=timeout)
+
+
+class Team:
+    """Rollout workers that step the same copies of an environment, each for its part of the agents."""
+
+    def __init__(self, worker: int, workers: int, size: int, timeout_s: float) -> None:
+        """This one is `worker` of all `workers`, who come in teams of `size`, one after the other. All workers call it alike."""
+        self.index, self.size = worker % size, size
+        timeout = datetime.timedelta(seconds=timeout_s)
+        with losing("another rollout worker"):
+            groups = [dist.new_group(list(range(first, first + size)), timeout=timeout) for first in range(0, workers, size)]
+        self.group: Any = groups[worker // size]
+
+    def gather(self, own: torch.Tensor, widths: Sequence[int]) -> list[torch.Tensor]:
+        """Everybody's [B, width, …], whose widths all know."""
+        most = max(widths)
+        sent = own.new_zeros(len(own), most, *own.shape[2:])
+        sent[:, : own.shape[1]] = own
+        received = [torch.empty_like(sent) for _ in widths]
+        with losing("another worker of this one's team"):
+            dist.all_gather(received, sent, group=self.group)
+        return [x[:, :width] for x, width in zip(received, widths, strict=True)]
 
 
 def replicas(members: Mapping[str, Sequence[int]], index: int, learners: int, timeout_s: float) -> dict[str, Alone | Replicas]:

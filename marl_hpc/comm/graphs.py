@@ -31,7 +31,8 @@ class GraphExchange:
         rounds: int = 1,
     ) -> None:
         """`agents` [n]: their numbers, in the order of rows. `mixing`: plans that are used in turn, `rounds` of them a step; `rewards`: that of each agent's reward."""
-        self.transport, self.rounds, self.step = transport, rounds, 0
+        self.agents, self.transport, self.rounds, self.step = agents, transport, rounds, 0
+        self.parts = len(mixing[0].counts)
         self.mixing = [(plan, order_of(agents, plan)) for plan in mixing]
         self.reward = None if rewards is None else (rewards, order_of(agents, rewards))
 

@@ -256,7 +256,7 @@ class Supervisor:
             return
         if child.generation < self.control.get("control/generation", 0):
             self.waiting[child.rank] = child.generation + 1
-        elif child.role.startswith("rollout") and self.config.cluster.membership == "elastic":
+        elif child.role.startswith("rollout") and self.config.cluster.membership == "elastic" and self.job.get("team", 1) == 1:
             self.waiting[child.rank] = child.generation
         else:
             self.waiting[child.rank] = child.generation + 1

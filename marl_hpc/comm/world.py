@@ -53,9 +53,12 @@ class World:
     def role(self) -> str:
         return self.roles[self.rank]
 
+    def count(self, kind: str) -> int:
+        return sum(role.startswith(f"{kind}/") for role in self.roles)
+
     @property
     def learners(self) -> int:
-        return sum(role.startswith("learner") for role in self.roles)
+        return self.count("learner")
 
     @property
     def index(self) -> int:
@@ -171,21 +174,20 @@ def join(job: dict[str, Any], deadline: Stamp, *, cuda: bool) -> Iterator[World]
     try:
         if len(world.roles) > 1:
             _join_rpc(world, job, address, patience_s)
-            synchronous = job["config"]["sync"]["name"] == "bsp"
-            if world.role.startswith("learner/") and world.learners > 1 and synchronous:
-                where = f"learners/{generation}"
+            if kind := _exchanging(world, job):
+                where, count = f"{kind}s/{generation}", world.count(kind)
                 exchange_store = collectives.c10d_store(
                     world.index == 0,
                     address,
                     lambda at: store.set(where, at),
-                    lambda: world._wait(where, "learner/0's store"),
+                    lambda: world._wait(where, f"{kind}/0's store"),
                     patience_s,
                 )
                 world.stores.append(exchange_store)
                 # the slowest may start minutes after the first: all are here before anybody waits inside a collective
-                world.gather("joining", None)
+                world.gather(f"joining/{kind}", None, range(count))
                 collective_s = timeouts["collective_s"] * timeouts["scale"]
-                collectives.join_learners(exchange_store, world.index, world.learners, cuda, collective_s)
+                collectives.join_all(kind, exchange_store, world.index, count, cuda and kind == "learner", collective_s)
         yield world
     except (PeerLost, StoreLost) as error:
         # whose fault it is, the supervisors find out; a new generation ends this process from the watcher
@@ -199,6 +201,14 @@ def join(job: dict[str, Any], deadline: Stamp, *, cuda: bool) -> Iterator[World]
         raise
     if len(world.roles) > 1:
         rpc.leave()
+
+
+def _exchanging(world: World, job: dict[str, Any]) -> str:
+    """The kind of role that this rank has collectives with: learners sum gradients, or mix what agents hold, and workers who act for
+    parts of the same agents tell each other what these do. Empty for the others."""
+    kind = world.role.partition("/")[0]
+    among = {"learner": job["config"]["sync"]["name"] == "bsp" and world.learners > 1, "rollout": job["team"] > 1}
+    return kind if among.get(kind, False) else ""
 
 
 def _join_rpc(world: World, job: dict[str, Any], address: str, patience_s: float) -> None:

@@ -32,7 +32,7 @@ class ParallelBatch(PettingZooBatch):
 
     def step(self, actions: Mapping[str, np.ndarray]) -> Step:
         result = empty_step(self.spec.groups, self.copies)
-        _, reward, terminated, truncated, over = result
+        _, reward, terminated, truncated, over, _ = result
         for copy, env in enumerate(self.envs):
             living = list(env.agents)
             for agent in self._place:

@@ -19,11 +19,12 @@ class Role(NamedTuple):
         return f"{self.kind}/{self.index}"
 
 
-def count_roles(roles: Roles, world_size: int | None) -> dict[str, int]:
+def count_roles(roles: Roles, world_size: int | None, *, networked: bool = False) -> dict[str, int]:
     """How many ranks each role gets. `world_size` is what a launcher gave, None when we may start as many as are asked for.
 
     Unset roles share what is left: one parameter and one dataset shard for every 16 ranks, one learner for every 8, rollout workers
-    the rest; there are inference roles only where they are asked for. Raises ConfigError when the numbers can't be met.
+    the rest; there are inference roles only where they are asked for. In networked learning every learner has its own agents, and so has
+    each of a team of as many rollout workers. Raises ConfigError when the numbers can't be met.
 
     >>> count_roles(Roles(), None)
     {'learner': 1, 'rollout': 1, 'parameter': 1, 'dataset': 1, 'inference': 0}
@@ -32,13 +33,18 @@ def count_roles(roles: Roles, world_size: int | None) -> dict[str, int]:
     """
     asked = {kind: getattr(roles, kind) for kind in KINDS}
     if world_size is None:
-        return _fed({kind: 1 if count is None else count for kind, count in asked.items()})
+        if networked and asked["rollout"] is None:
+            asked["rollout"] = asked["learner"]
+        return _fed({kind: 1 if count is None else count for kind, count in asked.items()}, networked)
     counts = {
         "learner": asked["learner"] or max(1, world_size // 8),
         "parameter": asked["parameter"] or max(1, world_size // 16),
         "dataset": asked["dataset"] or min(max(1, world_size // 16), asked["rollout"] or world_size),
         "inference": roles.inference,
     }
+    if networked and asked["learner"] is None and asked["rollout"] is None:  # as many as leave whole teams of workers
+        left = world_size - sum(counts.values()) + counts["learner"]
+        counts["learner"] = max([k for k in range(1, counts["learner"] + 1) if left % k == 0 and left > k], default=1)
     others = sum(counts.values())
     counts["rollout"] = asked["rollout"] or max(1, world_size - others)
     total = others + counts["rollout"]
@@ -47,11 +53,22 @@ def count_roles(roles: Roles, world_size: int | None) -> dict[str, int]:
         rest = world_size - others
         advice = f"set roles.rollout={rest}" if rest > 0 else f"start at least {others + 1} ranks, or one rank with world=inline"
         raise ConfigError(f"roles ask for {total} ranks ({text}) but the launcher started {world_size}; {advice}")
-    return _fed({kind: counts[kind] for kind in KINDS})
+    return _fed({kind: counts[kind] for kind in KINDS}, networked)
 
 
-def _fed(counts: dict[str, int]) -> dict[str, int]:
+def _fed(counts: dict[str, int], networked: bool) -> dict[str, int]:
     """The counts, once it is checked that every role has somebody to serve."""
+    learners, workers = counts["learner"], counts["rollout"]
+    if networked and workers % learners:
+        raise ConfigError(
+            f"roles.learner={learners} with roles.rollout={workers}: in networked learning each learner has a part of the agents, and rollout "
+            f"workers come in teams of {learners} with a part each; set roles.rollout to a multiple of {learners}"
+        )
+    if networked and learners > 1 and counts["inference"]:
+        raise ConfigError(
+            f"roles.inference={counts['inference']} with {learners} learners of networked agents: no rank holds all of their policies; "
+            "set roles.inference=0 or roles.learner=1"
+        )
     if counts["dataset"] > counts["rollout"]:
         raise ConfigError(
             f"roles.dataset={counts['dataset']} but only {counts['rollout']} rollout workers write to them; set roles.dataset no higher than roles.rollout"

@@ -95,9 +95,17 @@ def joined(slices: Sequence[Tensor]) -> Tensor:
 class ParameterClient(_Client):
     """All parameter shards. A reader names the version it wants, so the shards' answers always fit together."""
 
-    def __init__(self, peers: Sequence[Peer], world: World, clock: Clock, dtype: torch.dtype = torch.float32) -> None:
+    def __init__(
+        self,
+        peers: Sequence[Peer],
+        world: World,
+        clock: Clock,
+        dtype: torch.dtype = torch.float32,
+        wanted: Sequence[str] | None = None,
+    ) -> None:
+        """`wanted`: the policies that are pulled; default: all."""
         super().__init__(peers, world, clock)
-        self.dtype = dtype
+        self.dtype, self.wanted = dtype, None if wanted is None else list(wanted)
         self.receivers: dict[tuple[str, int], Receiver] = {}  # of each policy and shard
 
     def publish(self, policy: str, version: int, values: Tensor) -> None:
@@ -114,7 +122,9 @@ class ParameterClient(_Client):
     def ask(self, version: int) -> list[Pending]:
         """The beginning of `pull`: a call to each shard."""
         return [
-            peer.call("pull", version, max((r.have for (_, at), r in self.receivers.items() if at == shard), default=-1))
+            peer.call(
+                "pull", version, max((r.have for (_, at), r in self.receivers.items() if at == shard), default=-1), self.wanted
+            )
             for shard, peer in enumerate(self.peers)
         ]
 
@@ -169,10 +179,13 @@ class ParameterClient(_Client):
 class DatasetClient(_Client):
     """All dataset shards, for a learner; a worker uses the one it writes to."""
 
-    def __init__(self, peers: Sequence[Peer], world: World, clock: Clock, copies: int, nearest: Sequence[int]) -> None:
-        """`copies` of the environment per worker; `nearest` is the shard that each worker writes to."""
+    def __init__(
+        self, peers: Sequence[Peer], world: World, clock: Clock, copies: int, nearest: Sequence[int], team: int = 1
+    ) -> None:
+        """`copies` of the environment per worker; `nearest` is the shard that each worker writes to. `team` workers, one after the
+        other, step the same copies."""
         super().__init__(peers, world, clock)
-        self.copies, self.nearest = copies, nearest
+        self.copies, self.nearest, self.team = copies, nearest, team
 
     def of_worker(self, worker: int) -> Peer:
         return self.peers[self.nearest[worker]]
@@ -195,7 +208,7 @@ class DatasetClient(_Client):
             pieces |= self._wait(call, "dataset shards", lambda peer=peer: self._starved(peer))
         ordered = [pieces[worker] for worker in sorted(pieces)]
         columns = [
-            torch.arange(tensors["rows"].shape[1]) + worker * self.copies + first
+            torch.arange(tensors["rows"].shape[1]) + worker // self.team * self.copies + first
             for worker, (tensors, first, _, _) in zip(sorted(pieces), ordered, strict=True)
         ]
         return Batch(

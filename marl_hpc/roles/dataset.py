@@ -36,13 +36,15 @@ class DatasetShard:
     def __init__(
         self, index: int, workers: tuple[int, ...], consumers: int, capacity: int, start: int,
         tables: dict[str, ReplayTable] | None = None, seed: int = 0, capacity_bytes: float = math.inf,
+        bring: dict[str, tuple[int, ...]] | None = None,
     ) -> None:  # fmt: skip
-        """`workers` write here; `consumers` (interface replicas) acknowledge each iteration; `capacity` is in fragments per worker,
+        """`workers` write here, and `bring` rows of interfaces: those who do, by interface, all where it isn't said; `consumers` (interface replicas) acknowledge each iteration; `capacity` is in fragments per worker,
         `capacity_bytes` of all that wait here (those of the iteration that is due are always taken);
         `tables` are the replay tables of the interfaces that have one."""
         self.tables, self.seed, self.capacity_bytes = tables or {}, seed, capacity_bytes
         self.drawn: dict[str, tuple[int, dict[str, Tensor]]] = {}  # interface -> iteration, what was drawn for it
         self.index, self.workers, self.consumers, self.capacity = index, workers, consumers, capacity
+        self.bring = bring or {}
         self.parking = Parking()
         self.fragments: dict[tuple[int, int], Fragment] = {}
         self.accepted = dict.fromkeys(workers, start)  # worker -> next sequence
@@ -90,10 +92,11 @@ class DatasetShard:
         column, episodes, version)}. Waits until all workers of this shard have delivered."""
 
         def ready() -> dict[int, tuple[dict[str, Tensor], int, Tensor, int]] | None:
-            if any((worker, iteration) not in self.fragments for worker in self.workers):
+            bringing = self.bring.get(interface, self.workers)
+            if any((worker, iteration) not in self.fragments for worker in bringing):
                 return None
             answer = {}
-            for worker in self.workers:
+            for worker in bringing:
                 fragment = self.fragments[worker, iteration]
                 tensors = fragment.rows[interface]
                 copies = tensors["rows"].shape[1]
@@ -109,11 +112,12 @@ class DatasetShard:
         entered it; fewer than `starts` steps there: {}. Waits until all workers of this shard have delivered."""
 
         def ready() -> dict[str, dict[str, Tensor]] | None:
-            if any((worker, iteration) not in self.fragments for worker in self.workers):
+            bringing = self.bring.get(interface, self.workers)
+            if any((worker, iteration) not in self.fragments for worker in bringing):
                 return None
             table = self.tables[interface]
             if self.drawn.get(interface, (-1, {}))[0] != iteration:  # another replica may have asked before
-                for worker in self.workers:
+                for worker in bringing:
                     table.insert(self.fragments[worker, iteration].rows[interface])
                 items = {}
                 if table.ready:

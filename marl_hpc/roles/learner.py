@@ -6,8 +6,10 @@ decides when to end and writes what a person reads.
 
 from __future__ import annotations
 
+import glob
 import hashlib
 from pathlib import Path
+from statistics import fmean
 from typing import NamedTuple
 
 from safetensors.torch import load_file, save_file
@@ -49,7 +51,7 @@ class Learner:
     def resume(self, folder: Path) -> None:
         """Take up every interface's state from a checkpoint."""
         for agent, _, _ in self.replicas:
-            agent.load_state(load_file(folder / f"learner-{agent.interface.name}.safetensors"))
+            agent.load_parts([load_file(path) for path in files_of(folder, agent.interface.whole)])
         self.saved = self.iteration
 
     def run(self) -> bool:
@@ -123,16 +125,20 @@ class Learner:
                 shards, places = batch.drawn["shard"][0], batch.drawn["place"][0]
                 self.dataset.set_priorities(agent.interface.name, shards, places, agent.algorithm.priorities)
             if part == 0:
-                metrics |= learned if self.single else prefixed(learned, agent.interface.name)
+                metrics |= learned if self.single else prefixed(learned, agent.interface.whole)
         return metrics, ""
 
     def agree(self, k: int, metrics: dict[str, float], failed: str, before: list[dict[str, Tensor]]) -> dict[str, float]:
         """All learners' metrics. Where one's numbers went wrong, all go back to how this iteration began and save that; raises
         FloatingPointError."""
-        wrong = [failed]
+        wrong, told = [failed], []
         for said, other in self.world.gather(f"metrics/{k}", [failed, metrics]):
             wrong.append(said)
-            metrics = metrics | other
+            told.append(other)
+        # of agents that are divided among learners each tells of its own, about as many
+        metrics = {
+            name: fmean(other[name] for other in told if name in other) for name in dict.fromkeys(n for o in told for n in o)
+        }
         if any(wrong):
             for (agent, _, _), state in zip(self.replicas, before, strict=True):
                 agent.load_state(state)
@@ -235,6 +241,15 @@ class Learner:
             raise RuntimeError(
                 f"replicas of {', '.join(diverged)} differ at iteration {self.iteration}; are the nodes' libraries the same?"
             )
+
+
+def files_of(folder: Path, interface: str) -> list[Path]:
+    """What the learners of an interface wrote into a checkpoint: one file, or one each where its agents were divided among them."""
+    whole = folder / f"learner-{interface}.safetensors"
+    if whole.is_file():
+        return [whole]
+    parts = {path.stem.rpartition("-")[2]: path for path in folder.glob(f"learner-{glob.escape(interface)}-*.safetensors")}
+    return [parts[str(k)] for k in range(len(parts)) if str(k) in parts]
 
 
 def export(run_dir: Path, agent: AgentInterface, version: int) -> None:

@@ -8,6 +8,7 @@ This is bulk synchronous training's: a learner *publishes* each policy. Asynchro
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -49,16 +50,17 @@ class ParameterShard:
                 del self.versions[old]
             self.parking.settle()
 
-    def pull(self, version: int, have: int = -1) -> Any:
-        """{policy: slice} of exactly this version, when all policies have it, as it is sent to a reader who has version `have`;
-        {"final": version} if training ended before it."""
+    def pull(self, version: int, have: int = -1, wanted: Sequence[str] | None = None) -> Any:
+        """{policy: slice} of exactly this version, of all policies or those that are `wanted`, when all of them have it, as it is sent to
+        a reader who has version `have`; {"final": version} if training ended before it."""
+        names = self.policies if wanted is None else wanted
 
         def ready() -> dict[str, Any] | None:
             if self.final is not None and version > self.final:
                 return {"final": self.final}
             stored = self.versions.get(version, {})
-            if len(stored) == len(self.policies):
-                return {"values": {name: self.senders[name].send(version, values, have) for name, values in stored.items()}}
+            if all(name in stored for name in names):
+                return {"values": {name: self.senders[name].send(version, stored[name], have) for name in names}}
             newest = max(self.versions, default=-1)
             if version < newest and version not in self.versions:
                 raise LookupError(f"parameter/{self.index} keeps {KEPT} versions, the newest {newest}; version {version} is gone")

@@ -8,10 +8,11 @@ import numpy as np
 import torch
 
 from marl_hpc.distributions import draw_noise
+from marl_hpc.envs.part import earned, own, whole_of
 from marl_hpc.keyed_random import EVALUATION_ACTION, EVALUATION_EPISODE, generator, integer
 from marl_hpc.networks import to_env
 from marl_hpc.roles.acting import Acting, Answer, ask, dtype_of
-from marl_hpc.types import EnvBatch, Seen
+from marl_hpc.types import EnvBatch
 
 
 def play(
@@ -31,7 +32,8 @@ def play(
     waiting = list(episodes)
     playing: dict[int, int] = {}  # copy -> episode
     streams: dict[int, np.random.Generator] = {}
-    sizes = np.array([len(group.agents) for group in env.spec.groups])
+    groups = whole_of(env).groups
+    sizes = np.array([len(group.agents) for group in groups])
     returns, lengths = np.zeros((env.copies, len(sizes))), np.zeros(env.copies, int)  # of groups, summed over agents
     results: list[tuple[float, ...]] = []
     over = np.ones(env.copies, bool)
@@ -51,11 +53,11 @@ def play(
             env.reset([b], [start])
             for memory in memories.values():
                 memory[b] = 0
-        answers = choose(inference, env.observe(), memories, None if greedy else {b: streams[b] for b in playing})
+        answers = choose(inference, env, memories, None if greedy else {b: streams[b] for b in playing})
         memories = {name: answer.memory for name, answer in answers.items()}
         chosen = {name: x.numpy() for answer in answers.values() for name, x in answer.actions.items()}
         after = env.step({group.name: to_env(group.action_space, chosen[group.name]) for group in env.spec.groups})
-        returns += np.stack([after.reward[group.name].sum(1) for group in env.spec.groups], 1)
+        returns += earned(env.spec, after)
         lengths += 1
         over = after.over
         for b in [b for b in playing if over[b]]:
@@ -69,18 +71,18 @@ def summary_of(returns: np.ndarray, sizes: np.ndarray, length: int) -> tuple[flo
 
 
 def choose(
-    inference: Acting, seen: Seen, memories: Mapping[str, torch.Tensor], streams: dict[int, np.random.Generator] | None
+    inference: Acting, env: EnvBatch, memories: Mapping[str, torch.Tensor], streams: dict[int, np.random.Generator] | None
 ) -> dict[str, Answer]:
     """What each policy says, without exploration: greedy without `streams`, else drawn, each copy from its own."""
-    questions = {}
+    drawn: Mapping[str, np.ndarray] = {}
+    if streams is not None:
+        noise = {g.name: np.full((env.copies, len(g.agents), g.action_space.size), 0.5) for g in whole_of(env).groups}
+        for g in whole_of(env).groups:
+            for b, stream in streams.items():
+                noise[g.name][b] = draw_noise(g.action_space, stream, (len(g.agents),))
+        drawn = own(env, noise)
+    seen, questions = env.observe(), {}
     for name, policy in inference.policies.items():
-        memory, noise = memories[name], None
-        if streams is not None:
-            noise = {}
-            for group in policy.groups:
-                drawn = np.full((len(memory), len(group.agents), group.action_space.size), 0.5)
-                for b, stream in streams.items():
-                    drawn[b] = draw_noise(group.action_space, stream, (len(group.agents),))
-                noise[group.name] = torch.from_numpy(drawn).to(dtype_of(policy))
-        questions[name] = ask(policy, seen, memory, noise, epsilon=0.0)
+        mine = {group.name: torch.from_numpy(drawn[group.name]).to(dtype_of(policy)) for group in policy.groups if drawn}
+        questions[name] = ask(policy, seen, memories[name], mine or None, epsilon=0.0)
     return inference.act(questions)

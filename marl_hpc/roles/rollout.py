@@ -13,6 +13,7 @@ import torch
 
 from marl_hpc.config import Config
 from marl_hpc.distributions import draw_noise
+from marl_hpc.envs.part import PartBatch, earned, own, whole_of
 from marl_hpc.keyed_random import ACTION, EPISODE, generator, integer
 from marl_hpc.metrics import Clock
 from marl_hpc.networks import to_env
@@ -29,16 +30,19 @@ class RolloutWorker:
     inference: Inference
 
     def __init__(
-        self, config: Config, worker: int, workers: int, env: EnvBatch, evaluation_env: EnvBatch, plans: list[Plan],
+        self, config: Config, worker: int, team: int, teams: int, env: EnvBatch, evaluation_env: EnvBatch, plans: list[Plan],
         inference: Any, dataset: DatasetClient, schedule: Schedule, world: World, clock: Clock,
     ) -> None:  # fmt: skip
-        self.config, self.worker, self.workers = config, worker, workers
+        """Workers of a `team` step the same copies, each for its own agents (see `envs.part`); alone, a worker is a team."""
+        self.config, self.worker, self.team, self.teams = config, worker, team, teams
         self.env, self.evaluation_env, self.plans = env, evaluation_env, plans
         self.inference, self.policies = inference, inference.policies
         self.dataset, self.schedule = dataset, schedule
         self.world, self.clock = world, clock
         self.wants_state = any(plan.interface.critic_sees == "state" for plan in plans)
-        self.copies = [worker * env.copies + b for b in range(env.copies)]  # their places among all copies of the run
+        self.copies = [team * env.copies + b for b in range(env.copies)]  # their places among all copies of the run
+        self.groups = whole_of(env).groups
+        self.tells = not isinstance(env, PartBatch) or env.leads  # returns of episodes, for its team
         self.sequence: int | None = None
         self.version: int | None = None
         self.evaluated = schedule.evaluation(schedule.start - 1) or 0
@@ -88,7 +92,7 @@ class RolloutWorker:
         with self.clock.computing("environment"), self.world.allowing(timeouts.start_s * timeouts.scale):
             self.origin = sequence
             self.episode = [0] * self.env.copies
-            self.returns = np.zeros((self.env.copies, len(self.env.spec.groups)))  # summed over a group's agents
+            self.returns = np.zeros((self.env.copies, len(self.groups)))  # summed over a group's agents
             self.lengths = np.zeros(self.env.copies, int)
             self.env.reset(list(range(self.env.copies)), [self.episode_seed(b) for b in range(self.env.copies)])
             self.seen = self.env.observe()
@@ -114,7 +118,7 @@ class RolloutWorker:
             for name in plan.interface.policies
         }
         ended: list[tuple[float, ...]] = []
-        groups = self.env.spec.groups
+        groups = self.groups
         sizes = np.array([len(group.agents) for group in groups])
         for t in range(steps):
             self.world.stamp()
@@ -151,11 +155,12 @@ class RolloutWorker:
                     row[f"{name}/next_action_mask"][t] = after.seen.action_mask[name]
                 row[f"{name}/reward"][t] = after.reward[name]
                 row[f"{name}/terminated"][t], row[f"{name}/truncated"][t] = after.terminated[name], after.truncated[name]
-            self.returns += np.stack([after.reward[group.name].sum(1) for group in groups], 1)
+            self.returns += earned(self.env.spec, after)
             self.seen, self.first = after.seen, after.over
             if len(over):
                 for b in over:
-                    ended.append(summary_of(self.returns[b], sizes, self.lengths[b]))
+                    if self.tells:
+                        ended.append(summary_of(self.returns[b], sizes, self.lengths[b]))
                     self.returns[b], self.lengths[b] = 0, 0
                     self.episode[b] += 1
                     for memory in self.memory.values():
@@ -186,10 +191,8 @@ class RolloutWorker:
     def draw(self, sequence: int, steps: int) -> dict[str, np.ndarray]:
         """Noise [B, T, N, A] of each group for one fragment."""
         streams = [generator(self.config.seed, ACTION, copy, sequence) for copy in self.copies]
-        return {
-            g.name: np.stack([draw_noise(g.action_space, stream, (steps, len(g.agents))) for stream in streams])
-            for g in self.env.spec.groups
-        }
+        drawn = {g.name: np.stack([draw_noise(g.action_space, s, (steps, len(g.agents))) for s in streams]) for g in self.groups}
+        return dict(own(self.env, drawn, 2))
 
     def act(self, noise: dict[str, np.ndarray], epsilon: dict[str, float]) -> dict[str, Answer]:
         """What each policy does about what is seen now. `noise` [B, N, A] is by group, `epsilon` by policy."""
@@ -201,7 +204,7 @@ class RolloutWorker:
 
     def evaluate(self, version: int, episodes: int) -> None:
         """Play this worker's share of an evaluation's episodes and report them. Touches nothing that training draws from."""
-        mine = [e for e in range(episodes) if e % self.workers == self.worker]
+        mine = [e for e in range(episodes) if e % self.teams == self.team]
         with self.clock.computing("evaluation"):
             results = play(
                 self.evaluation_env,
@@ -211,5 +214,5 @@ class RolloutWorker:
                 greedy=self.config.evaluate.greedy,
                 alive=self.world.stamp,
             )
-        rows = torch.tensor([(self.version, *row) for row in results], dtype=torch.float64)
-        self.dataset.insert_evaluation(version, self.worker, rows.reshape(-1, 3 + len(self.env.spec.groups)))
+        rows = torch.tensor([(self.version, *row) for row in results if self.tells], dtype=torch.float64)
+        self.dataset.insert_evaluation(version, self.worker, rows.reshape(-1, 3 + len(self.groups)))

@@ -1,0 +1,94 @@
+"""Networked learning gives the same policies however agents are divided over ranks, and goes on with another division."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from rigs import program
+
+import marl_hpc
+from marl_hpc.policies import load_networks
+
+RUN = (
+    "env=networked/cacc", "env.episode_steps=60", "paradigm=networked", "algorithm=ppo", "algorithm.hidden=[16]", "algorithm.epochs=2",
+    "algorithm.minibatches=2", "dtype=float64", "budget.env_steps=1000", "rollout.envs=4", "rollout.fragment=50",
+    "checkpoint.every_steps=400", "evaluate.final_episodes=4", "seed=3",
+)  # fmt: skip
+TALKATIVE = ("topology=ring", "topology.mix=all", "topology.rounds=2", "topology.reward_discount=0.5", "topology.reward_hops=2")
+DIVIDED = ("roles.learner=2", "roles.rollout=2", "topology.partition=rcm")
+
+
+def train(tmp_path: Path, *overrides: str) -> Path:
+    run_dir = tmp_path / "run"
+    program.run(program.train(run_dir, *RUN, *overrides), cwd=tmp_path)
+    return run_dir
+
+
+def rows(run_dir: Path) -> torch.Tensor:
+    (network,) = load_networks(run_dir).values()
+    return torch.cat([parameter.detach() for parameter in network.parameters()])
+
+
+def returned(run_dir: Path) -> float:
+    return json.loads((run_dir / "summary.json").read_text())["evaluate"]["return_mean"]
+
+
+@pytest.fixture(scope="module", params=[(), TALKATIVE], ids=["consensus critics", "all, over a ring, for neighbors' rewards"])
+def whole(request, tmp_path_factory):
+    return request.param, train(tmp_path_factory.mktemp("whole"), "world=inline", *request.param)
+
+
+def test_agents_divided_over_two_learners_and_two_workers_learn_the_same(tmp_path, whole):
+    overrides, alone = whole
+    divided = train(tmp_path, *DIVIDED, *overrides)
+    assert len(list((divided / "policies").glob("*.safetensors"))) == 2  # no rank has all of them
+    assert (rows(divided) - rows(alone)).abs().max() < 1e-9
+    np.testing.assert_allclose(returned(divided), returned(alone), rtol=1e-9)
+    observation = np.linspace(-1, 1, 5)
+    for agent in ("agent_0", "agent_7"):
+        actions = {marl_hpc.load_policy(run_dir, agent).act(observation) for run_dir in (alone, divided)}
+        assert len(actions) == 1
+
+
+def test_a_run_goes_on_alike_however_its_agents_are_divided_from_then_on(tmp_path):
+    first = tmp_path / "first"
+    program.run(program.train(first, *RUN, *TALKATIVE, *DIVIDED, "budget.env_steps=400"), cwd=tmp_path)
+    for name, layout in (("whole", ("world=inline",)), ("divided", DIVIDED)):
+        resumed = program.train(tmp_path / name, *RUN, *TALKATIVE, *layout, f"run.resume={first}")
+        program.run(resumed, cwd=tmp_path)
+    assert (rows(tmp_path / "whole") - rows(tmp_path / "divided")).abs().max() < 1e-9
+    assert (rows(tmp_path / "whole") - rows(first)).abs().max() > 1e-3
+    assert json.loads((tmp_path / "whole" / "summary.json").read_text())["env_steps"] == 1000
+
+
+def test_independent_agents_on_a_graph_are_untouched_by_it(tmp_path):
+    (tmp_path / "a").mkdir()
+    (tmp_path / "b").mkdir()
+    ring = train(tmp_path / "a", "world=inline", "topology=ring", "topology.mix=none")
+    line = train(tmp_path / "b", "world=inline", "topology.mix=none")
+    assert torch.equal(rows(ring), rows(line))
+
+
+def test_learners_without_whole_teams_of_workers_are_refused(tmp_path):
+    said = program.run(program.train(tmp_path / "run", *RUN, "roles.learner=2", "roles.rollout=3"), cwd=tmp_path, code=2)
+    assert "set roles.rollout to a multiple of 2" in said
+
+
+@pytest.mark.parametrize(
+    ("overrides", "words"),
+    [
+        (("algorithm=coma", "algorithm.hidden=[16]"), "algorithms that do: ppo, a2c"),
+        (("topology=erdos_renyi", "topology.options={degree: 0.5}"), "isn't connected"),
+        (("env=mpe/simple_spread",), "has no edges"),
+        (("sync=asp",), "leave sync out"),
+        (("paradigm=independent", "topology=ring"), "needs paradigm=networked"),
+        (("topology=exponential", "topology.weights=metropolis_hastings"), "topology.weights"),
+        (("world=processes", "roles.learner=9", "roles.rollout=9"), "set roles.learner lower"),
+    ],
+)
+def test_what_cannot_be_is_said_before_ranks_start(tmp_path, overrides, words):
+    run = [item for item in RUN if not item.startswith(("algorithm", "env."))]
+    said = program.run(program.train(tmp_path / "run", *run, "algorithm=ppo", "world=inline", *overrides), cwd=tmp_path, code=2)
+    assert words in said
