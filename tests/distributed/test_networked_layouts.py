@@ -1,6 +1,8 @@
 """Networked learning gives the same policies however agents are divided over ranks, and goes on with another division."""
 
 import json
+import os
+import signal
 from pathlib import Path
 
 import numpy as np
@@ -61,6 +63,22 @@ def test_a_run_goes_on_alike_however_its_agents_are_divided_from_then_on(tmp_pat
     assert (rows(tmp_path / "whole") - rows(tmp_path / "divided")).abs().max() < 1e-9
     assert (rows(tmp_path / "whole") - rows(first)).abs().max() > 1e-3
     assert json.loads((tmp_path / "whole" / "summary.json").read_text())["env_steps"] == 1000
+
+
+@pytest.mark.parametrize("role", ["rollout/1", "learner/1"])
+def test_a_killed_part_comes_back_and_nothing_is_lost(tmp_path, role):
+    def run(name: str) -> list[str]:
+        return program.train(tmp_path / name, *RUN, *DIVIDED, "budget.env_steps=6000")
+
+    program.run(run("undisturbed"), cwd=tmp_path)
+    started = program.start(run("hit"), cwd=tmp_path)
+    program.until_learned(tmp_path / "hit", 1000)
+    os.kill(program.pids(tmp_path / "hit", role)[-1], signal.SIGKILL)
+    program.join([started])
+    summary = json.loads((tmp_path / "hit" / "summary.json").read_text())
+    assert role in summary["faults"][0]
+    assert len(program.pids(tmp_path / "hit", "learner/0")) == 2  # a team has lost one of its own: all began again
+    assert torch.equal(rows(tmp_path / "hit"), rows(tmp_path / "undisturbed"))
 
 
 def test_independent_agents_on_a_graph_are_untouched_by_it(tmp_path):
