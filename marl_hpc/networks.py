@@ -169,8 +169,7 @@ class StackedNetwork(nn.Module):
         layers = [_layer(a, b, math.sqrt(2), generator) for a, b in pairwise(sizes)]
         self.inner = len(layers)
         if self.units:
-            gates = [_layer(size, self.units, 1.0, generator) for size in (hidden[-1], self.units) for _ in range(3)]
-            layers += [tuple(torch.cat(parts, -1) for parts in zip(*gates[i : i + 3], strict=True)) for i in (0, 3)]
+            layers += [_layer(size, 3 * self.units, 1.0, generator) for size in (hidden[-1], self.units)]
         layers.append(_layer(self.units or hidden[-1], outputs, final_gain, generator))
         self.shapes = [part.shape for layer in layers for part in layer] + [torch.Size([1, free])] * bool(free)
         row = torch.cat([part.flatten() for layer in layers for part in layer] + [torch.zeros(free)])
