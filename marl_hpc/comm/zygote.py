@@ -3,8 +3,8 @@
 Importing torch takes seconds; the zygote does it once, before it has any thread, and a fork then takes milliseconds: so a lost
 worker is back at once, and the ranks of a laptop share one import. It runs nothing itself. Torch-free until it preloads.
 
-Messages are JSON over a socket pair. To the zygote: {"start": rank, "entry": "module:function", "job": …} with two file descriptors
-(log pipe, stamp). From it: {"warm": true}, {"started": rank, "pid": …}, {"exited": rank, "pid": …, "code": …}.
+Messages are JSON over a socket pair. To the zygote: {"start": rank, "entry": "module:function"} with three file descriptors (log pipe,
+stamp, and memory with the job: that may be larger than a message). From it: {"warm": true}, {"started": rank, "pid": …}, {"exited": rank, "pid": …, "code": …}.
 """
 
 from __future__ import annotations
@@ -74,8 +74,10 @@ class Zygote:
 
     def start(self, rank: int, entry: str, job: dict[str, Any], log: int, stamp: int) -> None:
         """Fork a process that runs `entry(job)`; its output goes to the pipe `log`."""
-        message = json.dumps({"start": rank, "entry": entry, "job": job}).encode()
-        socket.send_fds(self.socket, [message], [log, stamp])
+        with os.fdopen(os.memfd_create("marl_hpc-job"), "w+") as memory:
+            json.dump(job, memory)
+            memory.flush()
+            socket.send_fds(self.socket, [json.dumps({"start": rank, "entry": entry}).encode()], [log, stamp, memory.fileno()])
 
     def events(self, timeout_s: float) -> list[dict[str, Any]]:
         """What has happened. Raises ConnectionError when the zygote itself is gone."""
@@ -118,7 +120,7 @@ def main() -> None:
             reap(children, channel)
         if channel in readable:
             try:
-                message, descriptors, _, _ = socket.recv_fds(channel, 1 << 24, 2)
+                message, descriptors, _, _ = socket.recv_fds(channel, 1 << 16, 3)
             except ConnectionResetError:  # gone, with something of ours unread
                 message, descriptors = b"", []
             if not message:
@@ -201,8 +203,11 @@ def role_process(request: dict[str, Any], descriptors: list[int], supervisor: in
         sys.stdout = os.fdopen(1, "w", buffering=1, closefd=False)
         sys.stderr = os.fdopen(2, "w", buffering=1, closefd=False)
         os.close(descriptors[0])
+        with os.fdopen(descriptors[2]) as memory:
+            memory.seek(0)
+            job = json.load(memory)
         module, _, function = request["entry"].partition(":")
-        code = getattr(importlib.import_module(module), function)(request["job"], Stamp(descriptors[1]))
+        code = getattr(importlib.import_module(module), function)(job, Stamp(descriptors[1]))
     except BaseException:
         traceback.print_exc()
     finally:
