@@ -67,25 +67,28 @@ def plan(config: Config, spec: EnvSpec) -> list[Plan]:
                 f"interfaces.{name}: paradigm={paradigm_name} trains one group, got {', '.join(g.name for g in members)}; "
                 "name an interface for each, or choose paradigm=ctde"
             )
+        own = section.get("algorithm", {})
+        same = own.get("name", config.algorithm.get("name")) == config.algorithm.get("name")
+        algorithm, options = algorithms.configure({**config.algorithm, **own} if same else own)  # options are an algorithm's own
+        # agents of their own see by their algorithm: in the others it is the paradigm's to say
+        sees = getattr(algorithm, "critic_sees", paradigm.critic_sees) if paradigm.stacked else paradigm.critic_sees
         interface = InterfaceSpec(
             name=name,
             paradigm=paradigm_name,
             groups=members,
             team_reward=section.get("team_reward", config.team_reward) if paradigm.teams else "individual",
-            critic_sees=paradigm.critic_sees,
+            critic_sees=sees,
             joint_policy=paradigm.policy_sees == "joint",
             stacked=paradigm.stacked,
             mix=config.topology.mix if paradigm.stacked else "none",
             turns=len(spec.agents) if spec.turn_based else 1,
-            state_size=math.prod(spec.state_shape) if paradigm.critic_sees == "state" else 0,
+            state_size=math.prod(spec.state_shape) if sees == "state" else 0,
+            joint_actions=sum(len(g.agents) for g in members) if paradigm.stacked and getattr(algorithm, "joint_action", False) else 0,
         )
         if interface.team_reward not in ("mean", "sum", "individual"):
             raise ConfigError(f"team_reward={interface.team_reward!r} is not a choice; mean, sum or individual")
         if interface.joint_policy and interface.team_reward == "individual":
             raise ConfigError("paradigm=centralized is one policy for the team: team_reward must be mean or sum, not individual")
-        own = section.get("algorithm", {})
-        same = own.get("name", config.algorithm.get("name")) == config.algorithm.get("name")
-        algorithm, options = algorithms.configure({**config.algorithm, **own} if same else own)  # options are an algorithm's own
         if paradigm.stacked:
             check_stacked(algorithm, interface)
         algorithm.check(options, interface, config.rollout.fragment)

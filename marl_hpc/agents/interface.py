@@ -79,9 +79,14 @@ class AgentInterface(ABC):
         assert values.grad is not None, "FlatParameters gives its buffer a gradient for good"
         for place, ((part, _), optimizer) in enumerate(zip(self.parts, self.optimizers, strict=True)):
             if self.algorithm.trained is None or self.algorithm.trained == place:
-                optimizer.step(values.detach()[part], values.grad[part])
+                optimizer.step(values.detach()[part], values.grad[part], self.annealing(place))
         self.updates += 1
         self.algorithm.stepped(self.updates)
+
+    def annealing(self, part: int) -> float:
+        """The factor of a part's step size; algorithms may have it fall."""
+        falls = getattr(self.algorithm, "annealing", None)
+        return 1.0 if falls is None else falls(part, self.updates)
 
     def gradient(self, minibatch: dict[str, Tensor]) -> Tensor:
         """Leave the minibatch's mean gradient over all replicas, clipped by the norm of the whole vector, in the buffer's `grad`.

@@ -31,6 +31,7 @@ ALGORITHMS: dict[str, str | type] = {
     "vdn": "marl_hpc.algorithms.vdn:VDN",
     "qmix": "marl_hpc.algorithms.qmix:QMIX",
     "sac": "marl_hpc.algorithms.sac:SAC",
+    "networked_ac": "marl_hpc.algorithms.networked_ac:NetworkedAC",
     "maddpg": "marl_hpc.algorithms.maddpg:MADDPG",
 }
 

@@ -30,6 +30,9 @@ class OffPolicyConfig(NetworkConfig):
     samples_per_insert: float = 8.0  # how many times a step is learned from, on average
     starts: int = 2_000  # environment steps to be collected before learning begins
     reward_scale: float = 1.0  # values are learned of rewards times this: rare small rewards drown in what networks begin with
+    # rewards less their mean over what was drawn, by their deviation (as in Papoudakis et al. 2021): mixers whose units saturate, as
+    # QMIX's do, don't learn from values that are all far below zero. Where episodes terminate it changes what is best: leave it off there
+    standardize_rewards: bool = False
     n_step: int = 1  # returns sum up so many rewards before they bootstrap
     burn_in: int = 0  # steps that only warm a memory up
     target_tau: float = 0.01  # share of the new parameters that the target networks take at each gradient step; 1: see target_every
@@ -92,6 +95,11 @@ class OffPolicy:
         for key in ("gamma", "target_tau"):
             if not 0 <= getattr(config, key) <= 1:
                 raise ConfigError(f"algorithm.{key}={getattr(config, key)} must lie between 0 and 1")
+        if config.standardize_rewards and config.reward_scale != 1:
+            raise ConfigError(
+                f"algorithm.reward_scale={config.reward_scale} with algorithm.standardize_rewards=true: standardized rewards have a scale; "
+                "leave one out"
+            )
         if config.gru and config.n_step != 1:
             raise ConfigError(
                 f"algorithm.n_step={config.n_step} is for policies without a memory: with algorithm.gru={config.gru} it must be 1"
@@ -110,12 +118,24 @@ class OffPolicy:
 
     def minibatches(self, batch: Batch, columns: Tensor, total: int, seed: int, env_steps: int) -> Iterator[Batch]:
         """See `Algorithm.minibatches`: the table has drawn them already."""
+        if self.config.standardize_rewards:
+            batch = self.standardized(batch)
         errors = []
         for u in range(batch["first"].shape[1]):
             yield {name: x[0, u] if name.endswith("/memory") else x[:, u] for name, x in batch.items()}
             if self.errors is not None:
                 errors.append(self.errors)
         self.priorities = torch.stack(errors) if errors and self.config.priority_exponent > 0 else None
+
+    def standardized(self, batch: Batch) -> Batch:
+        """Rewards less their mean, by their deviation, over all replicas' batches."""
+        x = self.together(batch, "reward").double()
+        moments = torch.stack([torch.full_like(x.sum(), x.numel()), x.sum(), (x * x).sum()])
+        self.exchange.sum_(moments)
+        count, total, squares = moments
+        mean = total / count
+        std = (squares / count - mean * mean).clamp_min(0).sqrt() + 1e-8
+        return {**batch, **{f"{n}/reward": ((batch[f"{n}/reward"] - mean) / std).to(batch[f"{n}/reward"]) for n in self.names}}
 
     def targets(self, minibatch: Batch, values: Tensor, next_values: Tensor, *, team: bool) -> tuple[Tensor, Tensor]:
         """(what Q should be, where that is known), [L, S, N] or for a team [L, S, 1]: rewards up to an agent's next turn and the value

@@ -38,6 +38,7 @@ class PartBatch:
         the first of those that step these copies; what is to be told once, it tells."""
         self.whole, self.parts, self.exchange, self.leads = env, list(parts), exchange, leads
         self.copies = env.copies
+        self.done: dict[str, np.ndarray] = {}  # what all agents did last
         self.spec: EnvSpec = replace(env.spec, groups=tuple(part.group for part in parts))
 
     def reset(self, copies: list[int], seeds: list[int]) -> None:
@@ -50,7 +51,8 @@ class PartBatch:
         return self.whole.state()
 
     def step(self, actions: Mapping[str, np.ndarray]) -> Step:
-        after = self.whole.step(self.exchange(dict(actions)))
+        self.done = self.exchange(dict(actions))
+        after = self.whole.step(self.done)
         return Step(
             self._seen(after.seen), self.own(after.reward), self.own(after.terminated), self.own(after.truncated), after.over,
             earned(self.whole.spec, after),
@@ -79,6 +81,13 @@ def whole_of(env: EnvBatch) -> EnvSpec:
 def own(env: EnvBatch, arrays: Mapping[str, np.ndarray], axis: int = 1) -> Mapping[str, np.ndarray]:
     """Of arrays of the whole's groups those of this part's agents."""
     return env.own(arrays, axis) if isinstance(env, PartBatch) else arrays
+
+
+def everybodys(env: EnvBatch, group: str, actions: Mapping[str, np.ndarray]) -> np.ndarray:
+    """What all agents of the whole group did [B, N, …] of which `group` is a part, in the step that these `actions` were taken in."""
+    if not isinstance(env, PartBatch):
+        return actions[group]
+    return env.done[next(part.whole for part in env.parts if part.group.name == group)]
 
 
 def earned(spec: EnvSpec, step: Step) -> np.ndarray:

@@ -13,7 +13,7 @@ import torch
 
 from marl_hpc.config import Config
 from marl_hpc.distributions import draw_noise
-from marl_hpc.envs.part import PartBatch, earned, own, whole_of
+from marl_hpc.envs.part import PartBatch, earned, everybodys, own, whole_of
 from marl_hpc.keyed_random import ACTION, EPISODE, generator, integer
 from marl_hpc.metrics import Clock
 from marl_hpc.networks import to_env
@@ -145,6 +145,7 @@ class RolloutWorker:
             with self.clock.computing("environment"):
                 self.note_state(rows, t, "state")
                 after = self.env.step(actions)
+                self.note_joint_actions(rows, t, actions)
                 self.note_state(rows, t, "next_state")
                 over = np.flatnonzero(after.over).tolist()
                 self.lengths += 1
@@ -184,6 +185,13 @@ class RolloutWorker:
             for plan in self.plans:
                 if plan.interface.critic_sees == "state":
                     rows[plan.interface.name][field][t] = state
+
+    def note_joint_actions(self, rows: dict[str, np.ndarray], t: int, actions: dict[str, np.ndarray]) -> None:
+        """What all agents of a group did, also those that other workers act for."""
+        for plan in self.plans:
+            if plan.interface.joint_actions:
+                (group,) = plan.interface.groups
+                rows[plan.interface.name]["joint_action"][t] = everybodys(self.env, group.name, actions)
 
     def chunk(self, policy: str) -> int:
         return next(plan.options.chunk for plan in self.plans if policy in plan.interface.policies)

@@ -23,6 +23,8 @@ def row_dtype(interface: InterfaceSpec, dtype: str) -> np.dtype:
     fields: list[tuple] = [("first", "bool")]
     if interface.critic_sees == "state":
         fields += [(name, dtype, (interface.state_size,)) for name in ("state", "next_state")]
+    if interface.joint_actions:
+        fields.append(("joint_action", "int64", (interface.joint_actions,)))
     for group in interface.groups:
         n, space = len(group.agents), group.action_space
         own = [

@@ -224,6 +224,17 @@ def test_values_of_scaled_rewards_are_learned(kind):
     assert scaled.loss(batch)[0].item() != pytest.approx(plain.loss(batch)[0].item(), rel=1e-9)
 
 
+@kinds
+def test_standardized_rewards_have_mean_0_and_deviation_1_over_what_was_drawn(kind):
+    built = build(kind, standardize_rewards=True)
+    batch = {name: x.unsqueeze(1) for name, x in sequences(built, 3).items()}
+    (given,) = built.minibatches(batch, torch.arange(0), 0, 0, 0)
+    names = [name for name in batch if name.endswith("/reward")]
+    before, after = (torch.cat([x[name].flatten() for name in names]) for x in (batch, given))
+    torch.testing.assert_close(after, (before - before.mean()) / (before.std(correction=0) + 1e-8))
+    assert all(torch.equal(x.squeeze(1), given[name]) for name, x in batch.items() if name not in names)
+
+
 def constant(policy, values):
     """Q-values that don't depend on what is seen."""
     with torch.no_grad():
