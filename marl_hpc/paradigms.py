@@ -83,12 +83,19 @@ def plan(config: Config, spec: EnvSpec) -> list[Plan]:
             mix=config.topology.mix if paradigm.stacked else "none",
             turns=len(spec.agents) if spec.turn_based else 1,
             state_size=math.prod(spec.state_shape) if sees == "state" else 0,
-            joint_actions=sum(len(g.agents) for g in members) if paradigm.stacked and getattr(algorithm, "joint_action", False) else 0,
+            joint_actions=sum(len(g.agents) for g in members)
+            if paradigm.stacked and getattr(algorithm, "joint_action", False)
+            else 0,
         )
         if interface.team_reward not in ("mean", "sum", "individual"):
             raise ConfigError(f"team_reward={interface.team_reward!r} is not a choice; mean, sum or individual")
         if interface.joint_policy and interface.team_reward == "individual":
             raise ConfigError("paradigm=centralized is one policy for the team: team_reward must be mean or sum, not individual")
+        if config.sync.name != "bsp" and getattr(options, "lr_steps", 0):
+            raise ConfigError(
+                f"algorithm.lr_steps={options.lr_steps} with sync={config.sync.name}: parameter shards take the steps there, with a constant "
+                "algorithm.lr; leave lr_steps out"
+            )
         if paradigm.stacked:
             check_stacked(algorithm, interface)
         algorithm.check(options, interface, config.rollout.fragment)

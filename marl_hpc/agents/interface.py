@@ -40,6 +40,7 @@ class AgentInterface(ABC):
         self.max_grad_norm = config.max_grad_norm
         self.network = algorithm.network(config, interface)
         self.updates = 0  # gradient steps
+        self.env_steps = 0  # that had been learned from before the present batch
         self.updater: Callable[[], None] = self.update  # another may take the steps: see AsynchronousAgent
 
     @abstractmethod
@@ -60,6 +61,7 @@ class AgentInterface(ABC):
 
         `alive` is called after every gradient step: a large network may need longer for a batch than a hung process gets.
         """
+        self.env_steps = env_steps
         batch = {name: x.to(self.device).contiguous() for name, x in batch.items()}
         history = []
         for minibatch in self.algorithm.minibatches(self.rewarded(batch), columns, total, seed, env_steps):
@@ -84,9 +86,9 @@ class AgentInterface(ABC):
         self.algorithm.stepped(self.updates)
 
     def annealing(self, part: int) -> float:
-        """The factor of a part's step size; algorithms may have it fall."""
+        """The factor of a part's learning rate now; algorithms may have it fall with gradient steps and environment steps."""
         falls = getattr(self.algorithm, "annealing", None)
-        return 1.0 if falls is None else falls(part, self.updates)
+        return 1.0 if falls is None else falls(part, self.updates, self.env_steps)
 
     def gradient(self, minibatch: dict[str, Tensor]) -> Tensor:
         """Leave the minibatch's mean gradient over all replicas, clipped by the norm of the whole vector, in the buffer's `grad`.

@@ -46,6 +46,7 @@ class ActorCriticConfig(NetworkConfig):
     entropy: float = 0.01
     value_weight: float = 0.5
     lr: float = 7e-4
+    lr_steps: int = 0  # the learning rate falls linearly to nothing over so many environment steps; 0: it stays
     max_grad_norm: float = 10.0
     normalize_advantages: bool = True
     normalize_values: bool = True
@@ -95,6 +96,8 @@ class ActorCritic:
         for key in ("lr", "max_weight", "rho_bar", "c_bar", "max_grad_norm"):
             if not getattr(config, key) > 0:
                 raise ConfigError(f"algorithm.{key}={getattr(config, key)} must be greater than 0")
+        if config.lr_steps < 0:
+            raise ConfigError(f"algorithm.lr_steps={config.lr_steps} must be 0 (the learning rate stays) or more")
         check_correction(config)
         if config.critic not in ("separate", "shared"):
             raise ConfigError(f"algorithm.critic={config.critic!r} is not a choice; separate or shared")
@@ -245,6 +248,10 @@ class ActorCritic:
     def at_start(self, batch: Batch) -> Batch:
         """A batch [T, B] as one long chunk: memories as of its first step only."""
         return {name: x[0] if name.endswith("/memory") else x for name, x in batch.items()}
+
+    def annealing(self, part: int, updates: int, env_steps: int) -> float:
+        """See `AgentInterface.annealing`."""
+        return max(0.0, 1 - env_steps / self.config.lr_steps) if self.config.lr_steps else 1.0
 
     def stepped(self, updates: int) -> None:
         pass

@@ -122,8 +122,8 @@ class NetworkedAC:
         cut = sum(self.parameters.sizes[: len(self.policies)])
         return [(slice(0, cut), self.config.lr), (slice(cut, None), self.config.critic_lr)]
 
-    def annealing(self, part: int, updates: int) -> float:
-        """The factor of a part's step size in the step of this number."""
+    def annealing(self, part: int, updates: int, env_steps: int) -> float:
+        """See `AgentInterface.annealing`."""
         exponent = (self.config.lr_exponent, self.config.critic_lr_exponent)[part]
         return (updates + 1) ** -exponent
 

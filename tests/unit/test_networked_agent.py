@@ -162,3 +162,16 @@ def test_only_one_groups_own_edges_make_its_graph(name):
     spec = EnvSpec.from_json(spec.to_json())
     around = Neighborhoods(Topology(), spec, spec.groups[1], 1)
     assert around.graphs[0].edges.tolist() == [[0, 2], [1, 2], [2, 0], [2, 1]]
+
+
+def test_a_falling_learning_rate_reaches_nothing_where_it_should():
+    agent, _ = networked(interface_of(), "a2c", lr_steps=1000)
+    batch = batch_of(agent.interface, T, B)
+    moved = []
+    for env_steps in (0, 500, 1000, 2000):
+        before = agent.parameters.values.detach().clone()
+        agent.learn(batch, torch.arange(B), total=B, seed=0, env_steps=env_steps)
+        moved.append(float((agent.parameters.values.detach() - before).abs().max()))
+    assert moved[0] == pytest.approx(7e-4, rel=0.05)  # Adam's first step is the learning rate
+    assert moved[2:] == [0, 0]
+    assert 0 < moved[1] < moved[0]

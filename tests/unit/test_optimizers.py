@@ -77,3 +77,15 @@ def test_loaded_state_is_a_copy():
     adam.step(values, torch.ones_like(values))
     assert all((x == 1).all() for x in state.values())
     assert adam.state()["count"].item() == 2
+
+
+@pytest.mark.parametrize("name", ["adam", "adamw", "sgd"])
+def test_a_factor_scales_the_learning_rate_of_one_step(name):
+    def steps(lr, factor):
+        values = torch.linspace(-1, 1, 7, dtype=torch.float64)
+        optimizer = build(OptimizerSpec(name=name, lr=lr), values)
+        for gradient in (values.sin(), values.cos()):
+            optimizer.step(values, gradient, factor)
+        return values
+
+    torch.testing.assert_close(steps(0.2, 0.5), steps(0.1, 1.0))
