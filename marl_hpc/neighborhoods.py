@@ -75,6 +75,11 @@ class Neighborhoods:
         return GraphExchange(plans[0].agents, plans, rewards, transport or Nobody(), self.section.rounds)
 
 
+def neighbors_of(section: Topology, spec: EnvSpec, group: GroupSpec) -> tuple[tuple[int, int], ...]:
+    """Pairs (i, j) of a group's agents, ordered: i hears j. Of graphs that are used in turn, those who are neighbors in any."""
+    return tuple(map(tuple, topology.union(graphs_of(section, spec, group)).edges.tolist()))
+
+
 def graphs_of(section: Topology, spec: EnvSpec, group: GroupSpec) -> Sequence[topology.Graph]:
     """The graphs of a group's agents that are used in turn; one unless the topology changes from step to step."""
     options = section.options or {}

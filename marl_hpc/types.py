@@ -127,6 +127,9 @@ class InterfaceSpec:
     joint_policy: bool = False  # the agents are one policy
     stacked: bool = False  # each agent has parameters of its own
     mix: str = "none"  # what of those agents average with their neighbors: critic | all | none
+    neighbors: tuple[
+        tuple[int, int], ...
+    ] = ()  # pairs (i, j), agent i hears agent j, of agents that talk; also of those on other ranks
     turns: int = 1  # steps from one turn of an agent to its next, about: 1 where all act at once
     state_size: int = 0
 

@@ -147,6 +147,8 @@ class ActorCritic:
             values = self.values.denormalize(critic)
             ends = done.any(-1)
             ends[-1] = True
+            if self.critic.talks:  # what agents hear is exchanged over ranks, so all ask for the same samples
+                ends[:] = True
             next_values = torch.zeros_like(values)
             ended = {name: x[ends] for name, x in batch.items() if not name.endswith("/memory")}
             next_values[ends] = self.values.denormalize(self.critic.after(ended, memory[ends]))
