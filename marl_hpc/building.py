@@ -141,6 +141,8 @@ class Builder:
         exchanges |= {name: around.exchange(0, None) for name, around in self.neighborhoods.items()}
         replicas = []
         for agent in self.agents(index, exchanges):
+            if agent.interface.neighbors:
+                agent.algorithm.connect(self.neighborhoods[agent.interface.name].messages(0, None))
             hosts = self.interfaces[agent.interface.name]
             replicas.append(Replica(agent, hosts.index(index), len(hosts)))
         learner = Learner(

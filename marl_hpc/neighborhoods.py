@@ -15,8 +15,8 @@ import numpy as np
 
 from marl_hpc import mixing, topology
 from marl_hpc.comm.exchange_plan import ExchangePlan
-from marl_hpc.comm.graphs import GraphExchange, discounted
-from marl_hpc.comm.transports import Nobody, Transport
+from marl_hpc.comm.graphs import GraphExchange, Messages, discounted
+from marl_hpc.comm.transports import Nobody, PointToPoint, Transport
 from marl_hpc.config import ConfigError, Topology
 from marl_hpc.partition import Partition, partition
 from marl_hpc.types import EnvSpec, GroupSpec, InterfaceSpec
@@ -73,6 +73,11 @@ class Neighborhoods:
         plans = [ExchangePlan(weights, owners, rank) for weights in self.weights]
         rewards = None if self.reward_weights is None else ExchangePlan(self.reward_weights, owners, rank)
         return GraphExchange(plans[0].agents, plans, rewards, transport or Nobody(), self.section.rounds)
+
+    def messages(self, rank: int, transport: PointToPoint | None) -> Messages:
+        """What a rank's agents hear their neighbors by; of graphs that are used in turn, those who are neighbors in any."""
+        adjacency = topology.union(self.graphs).adjacency
+        return Messages(adjacency, self.partition.owners, rank, transport or Nobody(), self.agents(rank))
 
 
 def neighbors_of(section: Topology, spec: EnvSpec, group: GroupSpec) -> tuple[tuple[int, int], ...]:

@@ -19,6 +19,7 @@ from marl_hpc.algorithms import Batch, NetworkConfig, check_network, network_opt
 from marl_hpc.config import ConfigError
 from marl_hpc.critics import Critic
 from marl_hpc.keyed_random import INITIALIZATION, MINIBATCH, generator, integer
+from marl_hpc.messages import CommunicatingNetwork, LocalMessages
 from marl_hpc.networks import FlatParameters
 from marl_hpc.returns import ValueNormalizer, gae, vtrace
 from marl_hpc.types import Exchange, InterfaceSpec
@@ -76,6 +77,13 @@ class ActorCritic:
 
     def build_critic(self, network: dict[str, Any], seeds: Iterator[int]) -> Any:
         return Critic(self.interface, network, seeds, self.config.critic == "shared")
+
+    def connect(self, neighbors: LocalMessages) -> None:
+        """Let agents that talk hear their neighbors by this from now on: see `marl_hpc.messages`."""
+        for module in [*self.policies.values(), self.critic]:
+            for network in module.modules():
+                if isinstance(network, CommunicatingNetwork):
+                    network.neighbors = neighbors
 
     @classmethod
     def network(cls, config: Any, interface: InterfaceSpec) -> dict[str, Any]:
