@@ -1,6 +1,7 @@
 """Policies as networks: what rollout workers act with and learners train.
 
-Two kinds, used alike. An `Actor` plays one group, each agent by what it sees itself. A `JointActor` plays all groups of a team by what
+Three kinds, used alike. An `Actor` plays one group, each agent by what it sees itself; a `CommunicatingActor`, by what its neighbors tell
+it too. A `JointActor` plays all groups of a team by what
 all of them see: *factored* (agents' actions independent given that) or *autoregressive* (each agent knows the actions of those
 before it), which can represent any correlated play.
 
@@ -17,7 +18,8 @@ import torch
 from torch import Tensor, nn
 
 from marl_hpc.distributions import Categorical, Gaussian, distribution_of
-from marl_hpc.networks import AgentNetwork, mlp, network_of
+from marl_hpc.messages import CommunicatingNetwork
+from marl_hpc.networks import AgentNetwork, StackedNetwork, mlp, network_of
 from marl_hpc.types import ActionSpace, GroupSpec
 
 # group -> fields [..., N, …]: observation, active, action_mask where the group has masks, action where it is known
@@ -27,6 +29,7 @@ Inputs = Mapping[str, Mapping[str, Tensor]]
 class _Policy(nn.Module):
     groups: tuple[GroupSpec, ...]
     memory_shape: tuple[int, int]  # [rows, H] of each copy; H is 0 without a memory
+    together = False  # acts for all its agents at once, never for one alone
 
     def __init__(self, groups: Sequence[GroupSpec], network: Mapping[str, Any]) -> None:
         super().__init__()
@@ -67,8 +70,11 @@ class Actor(_Policy):
         self.dueling = bool(network.get("dueling", False)) and self.head == "values"
         outputs = self.distributions[group.name].outputs + (1 if self.dueling else 0)
         free = group.action_space.size if group.action_space.kind == "box" and self.stacked else 0
-        self.network = network_of(group, outputs, network, gain, seed, free=free)
+        self.network = self.build(outputs, network, gain, seed, free)
         self.memory_shape = (len(group.agents), self.network.units)
+
+    def build(self, outputs: int, network: Mapping[str, Any], gain: float, seed: int, free: int) -> AgentNetwork | StackedNetwork:
+        return network_of(self.group, outputs, network, gain, seed, free=free)
 
     def act(
         self, inputs: Inputs, memory: Tensor, noise: Mapping[str, Tensor] | None
@@ -76,12 +82,16 @@ class Actor(_Policy):
         """(actions, their log-probabilities [B, N], memory after) of one step; the most likely actions without noise."""
         fields, name = inputs[self.group.name], self.group.name
         outputs, after = self.network.step(fields["observation"], memory)
-        if self.network.units:
-            after = torch.where(fields["active"].unsqueeze(-1), after, memory)
         parameters = self.settle(self.group, self.duel(outputs), fields.get("action_mask"))
+        if self.network.units:
+            after = torch.where(fields["active"].unsqueeze(-1), self.remember(after, parameters), memory)
         distribution = self.distributions[name]
         action = distribution.mode(parameters) if noise is None else distribution.sample(parameters, noise[name])
         return {name: action}, {name: distribution.log_prob(parameters, action)}, after
+
+    def remember(self, after: Tensor, parameters: Tensor) -> Tensor:
+        """The memory of a step, from the network's [..., N, H] and what the policy said [..., N, P]."""
+        return after
 
     def unroll(self, fields: Mapping[str, Tensor], memory: Tensor, first: Tensor) -> tuple[Tensor, Tensor]:
         """What the network says [T, B, N, A] over a sequence of the group's fields, Q-values where the head is `values`; and the memory
@@ -106,12 +116,46 @@ class Actor(_Policy):
         return {self.group.name: self.settle(self.group, outputs, inputs[self.group.name].get("action_mask"))}
 
 
+class CommunicatingActor(Actor):
+    """One group's policy whose agents talk to their neighbors, see `marl_hpc.messages`. A memory holds an agent's hidden state and, where
+    neighbors hear it, the fingerprint of its policy of the step before: the probabilities of choices, or a Gaussian's parameters."""
+
+    network: CommunicatingNetwork
+    together = True
+
+    def build(self, outputs: int, network: Mapping[str, Any], gain: float, seed: int, free: int) -> CommunicatingNetwork:
+        space = self.group.action_space
+        said = 2 * space.size if space.kind == "box" else space.size
+        return CommunicatingNetwork(self.group, outputs, network, gain, seed, free=free, fingerprint=said)
+
+    def __init__(self, group: GroupSpec, network: Mapping[str, Any], seed: int) -> None:
+        super().__init__(group, network, seed)
+        self.memory_shape = (len(group.agents), self.network.units + self.network.fingerprint)
+
+    def remember(self, after: Tensor, parameters: Tensor) -> Tensor:
+        return torch.cat([after, self.describe(parameters)], -1) if self.network.fingerprint else after
+
+    def describe(self, parameters: Tensor) -> Tensor:
+        """Fingerprints [..., N, F] of what the policy said."""
+        return parameters.exp() if isinstance(self.distributions[self.group.name], Categorical) else parameters
+
+    def unroll(self, fields: Mapping[str, Tensor], memory: Tensor, first: Tensor) -> tuple[Tensor, Tensor]:
+        mask = fields.get("action_mask")
+
+        def describe(t: int, outputs: Tensor) -> Tensor:
+            return self.describe(self.settle(self.group, outputs, None if mask is None else mask[t]))
+
+        return self.network.unroll(fields["observation"], memory, first, fields["active"], describe=describe)
+
+
 class JointActor(_Policy):
     """A team's one policy over the joint observation and joint action.
 
     All members' observations go through one trunk; a head then gives each agent's distribution in the order of the groups. In the
     autoregressive form it also sees the actions chosen before; agents that don't act count as having chosen nothing.
     """
+
+    together = True
 
     def __init__(self, groups: Sequence[GroupSpec], network: Mapping[str, Any], seed: int) -> None:
         super().__init__(groups, network)
@@ -204,6 +248,8 @@ def build_policies(
 def build_policy(groups: Sequence[GroupSpec], network: Mapping[str, Any], seed: int = 0) -> PolicyNetwork:
     if network.get("joint", False):
         return JointActor(groups, network, seed)
+    if network.get("messages", "none") != "none":
+        return CommunicatingActor(groups[0], network, seed)
     return Actor(groups[0], network, seed)
 
 

@@ -20,6 +20,7 @@ from marl_hpc.comm.world import World
 from marl_hpc.config import Config
 from marl_hpc.division import Division
 from marl_hpc.keyed_random import GROUP, integer
+from marl_hpc.messages import connect
 from marl_hpc.metrics import Clock
 from marl_hpc.roles.acting import Inference, OwnVersions
 from marl_hpc.roles.assign import nearest
@@ -61,6 +62,11 @@ class Builder:
         self.plans, self.interfaces = self.division.plans, self.division.hosts
         self.dtype: torch.dtype = getattr(torch, config.dtype)
         self.nearest = self.shards_of_workers()
+
+    @property
+    def collective_s(self) -> float:
+        """How long a collective may take."""
+        return self.config.timeouts.collective_s * self.config.timeouts.scale
 
     def shards_of_workers(self) -> list[int]:
         """The dataset shard that each rollout worker writes to."""
@@ -132,13 +138,13 @@ class Builder:
 
     def learner(self, index: int, parameters: list[Peer], dataset: list[Peer]) -> Any:
         config, world, clock = self.config, self.world, self.clock
-        exchanges = collectives.replicas(
-            self.interfaces, index, self.counts["learner"], config.timeouts.collective_s * config.timeouts.scale
-        )
+        exchanges = collectives.replicas(self.interfaces, index, self.counts["learner"], self.collective_s)
         device = torch.device(self.job["devices"][world.rank])
-        exchanges |= self.division.exchanges(index, device, config.timeouts.collective_s * config.timeouts.scale)
+        exchanges |= self.division.exchanges(index, device, self.collective_s)
         replicas = []
         for agent in self.agents(index, exchanges):
+            if agent.interface.neighbors:
+                agent.algorithm.connect(self.division.messages(agent.interface, index, self.collective_s))
             hosts = self.interfaces[agent.interface.name]
             replicas.append(Replica(agent, hosts.index(index), len(hosts)))
         learner = Learner(
@@ -173,8 +179,7 @@ class Builder:
         share = -(-max(config.evaluate.episodes, config.evaluate.final_episodes) // self.teams)
         waves = -(-share // EVALUATION_COPIES)
         batches = [make_env(config, copies) for copies in (config.rollout.envs, -(-share // waves))]
-        deadline_s = config.timeouts.collective_s * config.timeouts.scale
-        env, evaluation_env = self.division.collecting(index, workers, batches, deadline_s)
+        env, evaluation_env = self.division.collecting(index, workers, batches, self.collective_s)
         return config, index, index // self.team, self.teams, env, evaluation_env, self.division.collected_by(index)
 
     def acting(self, index: int, parameters: list[Peer], inference: Sequence[Peer], clock: Clock) -> Inference:
@@ -182,7 +187,12 @@ class Builder:
         if inference:
             peer = inference[index % len(inference)]
             return InferenceClient(peer, index, self.policies(outlines=True), self.world, clock)
-        policies = self.policies(self.division.collected_by(index))
+        plans = self.division.collected_by(index)
+        policies = self.policies(plans)
+        for plan in plans:
+            if plan.interface.neighbors:
+                for name in plan.interface.policies:
+                    connect(policies[name], self.division.messages(plan.interface, index, self.collective_s))
         return OwnVersions(policies, ParameterClient(parameters, self.world, clock, self.dtype, list(policies)).pull)
 
     def inference(self, index: int, parameters: list[Peer], clock: Clock, *, alone: bool = False) -> InferenceServer:

@@ -1,6 +1,6 @@
 """Critics: the value of what agents see, by what a paradigm lets them see in training.
 
-`own` observations (independent learning), the team's `state` beside the own observation or instead of it (centralized training), or
+`own` observations (independent and networked learning; agents that talk hear each other here too, by messages of the critics' own), the team's `state` beside the own observation or instead of it (centralized training), or
 the `joint` observation of a team that is one policy. T time, B copies, N agents of all groups of an interface; the joint critic has
 one value for the team, N = 1. Pure torch.
 """
@@ -16,6 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from marl_hpc.messages import CommunicatingNetwork
 from marl_hpc.networks import AgentNetwork, StackedNetwork, network_of
 from marl_hpc.types import ActionSpace, GroupSpec, InterfaceSpec
 
@@ -43,8 +44,12 @@ class Critic(nn.Module):
         else:
             views = [replace(g, action_mask=False) for g in interface.groups]
         self.views = views
+        self.talks = network.get("messages", "none") != "none"
         self.networks: list[AgentNetwork | StackedNetwork] = [
-            network_of(view, self.outputs(view), network, 1.0, next(seeds), self.extra(view)) for view in views
+            CommunicatingNetwork(view, self.outputs(view), network, 1.0, next(seeds))
+            if self.talks
+            else network_of(view, self.outputs(view), network, 1.0, next(seeds), self.extra(view))
+            for view in views
         ]
         self.registered = nn.ModuleList(self.networks)
 

@@ -14,11 +14,12 @@ import torch
 
 from marl_hpc import paradigms
 from marl_hpc.comm.collectives import Team
+from marl_hpc.comm.graphs import Messages
 from marl_hpc.config import Config
 from marl_hpc.envs.part import Members, PartBatch
 from marl_hpc.neighborhoods import Neighborhoods
 from marl_hpc.paradigms import Plan
-from marl_hpc.types import EnvBatch, EnvSpec
+from marl_hpc.types import EnvBatch, EnvSpec, InterfaceSpec
 
 Actions = dict[str, np.ndarray]  # by group [B, N, …]
 
@@ -27,6 +28,7 @@ class Division:
     def __init__(self, config: Config, spec: EnvSpec, team: int, learners: int) -> None:
         """`team`: how many learners, or workers of a team, the agents of networked interfaces are divided among."""
         self.spec, self.team = spec, team
+        self.group: Any = None  # of the processes that have the other parts; default: all learners
         self.whole = paradigms.plan(config, spec)
         self.neighborhoods = {
             plan.interface.name: Neighborhoods(config.topology, spec, plan.interface.groups[0], team)
@@ -63,11 +65,16 @@ class Division:
                     print(f"{plan.interface.whole}: {around.describe()}", flush=True)
         return found
 
+    def messages(self, interface: InterfaceSpec, index: int, deadline_s: float) -> Messages:
+        """What the agents of a learner's or worker's part of an interface hear their neighbors by."""
+        return self.neighborhoods[interface.whole].messages(index % self.team, self.group, deadline_s)
+
     def collecting(self, worker: int, workers: int, batches: list[EnvBatch], deadline_s: float) -> list[EnvBatch]:
         """A worker's part of these environments; all workers call it alike."""
         if self.team == 1:
             return batches
         team = Team(worker, workers, self.team, deadline_s)
+        self.group = team.group
         leads = team.index == 0
         return [PartBatch(env, self.members(team.index), self.telling(team), leads=leads) for env in batches]
 

@@ -16,9 +16,9 @@ import torch
 
 from marl_hpc import mixing, topology
 from marl_hpc.comm.exchange_plan import ExchangePlan
-from marl_hpc.comm.graphs import GraphExchange, discounted
+from marl_hpc.comm.graphs import GraphExchange, Messages, discounted
 from marl_hpc.comm.neighbors import choose_transport
-from marl_hpc.comm.transports import AllToAll, PointToPoint, SharedMemory
+from marl_hpc.comm.transports import AllToAll, Nobody, PointToPoint, SharedMemory
 from marl_hpc.config import ConfigError, Topology
 from marl_hpc.partition import Partition, partition
 from marl_hpc.types import EnvSpec, GroupSpec, InterfaceSpec
@@ -83,6 +83,13 @@ class Neighborhoods:
         self.transport = transport.name
         return GraphExchange(plans[0].agents, plans, rewards, transport, self.section.rounds)
 
+    def messages(self, rank: int, group: Any, deadline_s: float) -> Messages:
+        """What a rank's agents hear their neighbors by, among the ranks of a process group; of graphs that are used in turn, those who are
+        neighbors in any."""
+        transport = Nobody() if self.ranks == 1 else PointToPoint(group, deadline_s)
+        adjacency = topology.union(self.graphs).adjacency
+        return Messages(adjacency, self.partition.owners, rank, transport, self.agents(rank))
+
     def describe(self) -> str:
         """What a person wants to know of it."""
         edges = topology.union(self.graphs).adjacency.nnz
@@ -93,6 +100,11 @@ def check_graph(section: Topology, spec: EnvSpec, group: GroupSpec, ranks: int) 
     """Raise ConfigError where a group can't be on this topology, before ranks start."""
     around = Neighborhoods(section, spec, group, ranks)
     assert around.weights
+
+
+def neighbors_of(section: Topology, spec: EnvSpec, group: GroupSpec) -> tuple[tuple[int, int], ...]:
+    """Pairs (i, j) of a group's agents, ordered: i hears j. Of graphs that are used in turn, those who are neighbors in any."""
+    return tuple(map(tuple, topology.union(graphs_of(section, spec, group)).edges.tolist()))
 
 
 def graphs_of(section: Topology, spec: EnvSpec, group: GroupSpec) -> Sequence[topology.Graph]:

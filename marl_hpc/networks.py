@@ -158,18 +158,26 @@ class StackedNetwork(nn.Module):
         seed: int,
         extra: int = 0,
         free: int = 0,
+        *,
+        observed: int | None = None,
+        remembered: int | None = None,
+        beside: Sequence[tuple[int, int]] = (),
     ) -> None:
+        """For networks that build on this one: `observed` numbers go into the hidden layers instead of an agent's observation,
+        `remembered` into its memory instead of their output, and layers of the sizes `beside` stand in a row before the last one."""
         super().__init__()
         self.agents, self.dimensions = len(group.agents), len(group.observation_shape)
         self.units, self.burn_in = int(network.get("gru", 0)), int(network.get("burn_in", 0))
         self.activation, self.free = FUNCTIONS[network["activation"]], free
         generator = torch.Generator().manual_seed(seed)
         hidden = list(network["hidden"])
-        sizes = [math.prod(group.observation_shape) + extra, *hidden]
+        sizes = [(math.prod(group.observation_shape) if observed is None else observed) + extra, *hidden]
         layers = [_layer(a, b, math.sqrt(2), generator) for a, b in pairwise(sizes)]
         self.inner = len(layers)
         if self.units:
-            layers += [_layer(size, 3 * self.units, 1.0, generator) for size in (hidden[-1], self.units)]
+            inputs = hidden[-1] if remembered is None else remembered
+            layers += [_layer(size, 3 * self.units, 1.0, generator) for size in (inputs, self.units)]
+        layers += [_layer(a, b, math.sqrt(2), generator) for a, b in beside]
         layers.append(_layer(self.units or hidden[-1], outputs, final_gain, generator))
         self.shapes = [part.shape for layer in layers for part in layer] + [torch.Size([1, free])] * bool(free)
         row = torch.cat([part.flatten() for layer in layers for part in layer] + [torch.zeros(free)])

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 from marl_hpc import algorithms
 from marl_hpc.agents import AgentInterface, IndependentAgent, NetworkedAgent, TeamAgent
 from marl_hpc.config import Config, ConfigError
+from marl_hpc.neighborhoods import neighbors_of
 from marl_hpc.types import EnvSpec, GroupSpec, InterfaceSpec
 
 
@@ -98,6 +100,8 @@ def plan(config: Config, spec: EnvSpec) -> list[Plan]:
             )
         if paradigm.stacked:
             check_stacked(algorithm, interface)
+            if getattr(options, "messages", "none") != "none":
+                interface = replace(interface, neighbors=neighbors_of(config.topology, spec, next(iter(members))))
         algorithm.check(options, interface, config.rollout.fragment)
         plans.append(Plan(interface, paradigm.agent, algorithm, options))
     names = [name for p in plans for name in p.interface.policies]

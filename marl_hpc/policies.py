@@ -16,14 +16,14 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
 
-from marl_hpc.actors import JointActor, PolicyNetwork, build_policy
+from marl_hpc.actors import PolicyNetwork, build_policy
 from marl_hpc.distributions import draw_noise
 from marl_hpc.networks import load_flat, to_env
 from marl_hpc.types import GroupSpec
 
 
 class Policy:
-    """One agent's policy, or a team's one policy. Takes one observation or a batch of them."""
+    """One agent's policy, or the one policy of a team, or of agents that talk to each other. Takes one observation or a batch of them."""
 
     def __init__(self, network: PolicyNetwork, agent: str, seed: int | None = None) -> None:
         self.network, self.agent = network.eval(), agent
@@ -36,16 +36,17 @@ class Policy:
         """The action for `observation` [*shape] (or [batch, *shape]), as the environment takes it.
 
         `greedy` gives the most likely action, otherwise one is drawn. `action_mask` [size] forbids where false. A policy with a memory
-        returns (action, state): give that `state` with the next observation, None at an episode's start. A team's joint policy
-        takes and returns dicts of all members: observations, masks (where there are any) and actions by agent. Raises ValueError when
+        returns (action, state): give that `state` with the next observation, None at an episode's start. A team's joint policy, and that
+        of agents that talk, takes and returns dicts of all: observations, masks (where there are any) and actions by agent. Raises ValueError when
         an observation has another shape or is missing.
         """
-        joint = isinstance(self.network, JointActor)
+        joint = self.network.together
         observations = observation if joint else {self.agent: observation}
         masks = (action_mask or {}) if joint else {self.agent: action_mask}
         if joint and (not isinstance(observation, dict) or {a for g in self.network.groups for a in g.agents} - set(observation)):
             raise ValueError(
-                f"a joint policy acts for its whole team: give a dict with the observations of {', '.join(a for g in self.network.groups for a in g.agents)}"
+                "this policy acts for all its agents at once, as they are one policy or talk to each other: give a dict with the "
+                f"observations of {', '.join(a for g in self.network.groups for a in g.agents)}"
             )
         given = {agent: np.asarray(x, np.float32) for agent, x in observations.items()}
         sizes = {self._batch(agent, x) for agent, x in given.items()}

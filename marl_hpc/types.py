@@ -128,8 +128,10 @@ class InterfaceSpec:
     stacked: bool = False  # each agent has parameters of its own
     mix: str = "none"  # what of those agents average with their neighbors: critic | all | none
     joint_actions: int = (
-        0  # agents whose actions each row holds besides: all of the whole group's, for critics that see them; or none
+        0  # agents whose actions each row holds besides, for critics that see them: all of the whole group's, or none
     )
+    # pairs (i, j), agent i hears agent j, of agents that talk; also of those on other ranks
+    neighbors: tuple[tuple[int, int], ...] = ()
     part_of: str = ""  # the interface that this is a rank's part of, where its agents are spread over ranks
     turns: int = 1  # steps from one turn of an agent to its next, about: 1 where all act at once
     state_size: int = 0

@@ -18,6 +18,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from marl_hpc.actors import PolicyNetwork
 from marl_hpc.config import ConfigError
+from marl_hpc.messages import KINDS
 from marl_hpc.networks import ACTIVATIONS, FlatParameters
 from marl_hpc.optimizers import OPTIMIZERS
 from marl_hpc.types import Exchange, InterfaceSpec, ReplayConfig
@@ -120,6 +121,9 @@ class NetworkConfig:
     weight_decay: float = 0.0  # adamw and sgd
     momentum: float = 0.0  # sgd
     adam_eps: float = 1e-5
+    # paradigm=networked, with a memory: what agents hear from their neighbors: none | neurcomm | commnet | dial (see marl_hpc.messages)
+    messages: str = "none"
+    message_size: int = 8  # messages=dial: bits of one
     autoregressive: bool = False  # paradigm=centralized: an agent's action depends on those of the agents before it
 
 
@@ -128,6 +132,9 @@ def network_options(config: NetworkConfig, interface: InterfaceSpec) -> dict[str
     return {
         "hidden": list(config.hidden), "activation": config.activation, "agent_id": config.agent_id, "gru": config.gru,
         "joint": interface.joint_policy, "autoregressive": config.autoregressive, "stacked": interface.stacked,
+        **({} if config.messages == "none" else {
+            "messages": config.messages, "message_size": config.message_size, "neighbors": [list(pair) for pair in interface.neighbors],
+        }),
     }  # fmt: skip
 
 
@@ -151,8 +158,32 @@ def check_network(config: NetworkConfig, interface: InterfaceSpec, fragment: int
         raise ConfigError(
             f"rollout.fragment={fragment} must be a multiple of algorithm.chunk={config.chunk}, the steps that a policy with a memory learns from in one piece"
         )
+    check_messages(config, interface)
     if config.autoregressive and not interface.joint_policy:
         raise ConfigError(f"algorithm.autoregressive=true needs paradigm=centralized; got paradigm={interface.paradigm}")
+
+
+def check_messages(config: NetworkConfig, interface: InterfaceSpec) -> None:
+    kinds = ("none", *KINDS)
+    if config.messages not in kinds:
+        raise ConfigError(f"algorithm.messages={config.messages!r} is not a choice; {', '.join(kinds)}")
+    if config.message_size < 1:
+        raise ConfigError(f"algorithm.message_size={config.message_size} must be 1 bit or more")
+    if config.messages != "dial" and config.message_size != NetworkConfig.message_size:
+        raise ConfigError(
+            f"algorithm.message_size={config.message_size} is about algorithm.messages=dial; got algorithm.messages={config.messages}: leave it out"
+        )
+    if config.messages == "none":
+        return
+    if not interface.stacked:
+        raise ConfigError(
+            f"algorithm.messages={config.messages} goes to neighbors on a graph, and only paradigm=networked has one; got "
+            f"paradigm={interface.paradigm}: set paradigm=networked, or leave messages out"
+        )
+    if not config.gru:
+        raise ConfigError(
+            f"algorithm.messages={config.messages} is about what agents remember, and algorithm.gru=0 is no memory; set algorithm.gru=64"
+        )
 
 
 def annealed(config: Any, env_steps: int) -> float:

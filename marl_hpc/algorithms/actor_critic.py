@@ -19,6 +19,7 @@ from marl_hpc.algorithms import Batch, NetworkConfig, check_network, network_opt
 from marl_hpc.config import ConfigError
 from marl_hpc.critics import Critic
 from marl_hpc.keyed_random import INITIALIZATION, MINIBATCH, generator, integer
+from marl_hpc.messages import LocalMessages, connect
 from marl_hpc.networks import FlatParameters
 from marl_hpc.returns import ValueNormalizer, gae, vtrace
 from marl_hpc.types import Exchange, InterfaceSpec
@@ -77,6 +78,11 @@ class ActorCritic:
 
     def build_critic(self, network: dict[str, Any], seeds: Iterator[int]) -> Any:
         return Critic(self.interface, network, seeds, self.config.critic == "shared")
+
+    def connect(self, neighbors: LocalMessages) -> None:
+        """Let agents that talk hear their neighbors by this from now on: see `marl_hpc.messages`."""
+        for module in [*self.policies.values(), self.critic]:
+            connect(module, neighbors)
 
     @classmethod
     def network(cls, config: Any, interface: InterfaceSpec) -> dict[str, Any]:
@@ -150,6 +156,8 @@ class ActorCritic:
             values = self.values.denormalize(critic)
             ends = done.any(-1)
             ends[-1] = True
+            if self.critic.talks:  # what agents hear is exchanged over ranks, so all ask for the same samples
+                ends[:] = True
             next_values = torch.zeros_like(values)
             ended = {name: x[ends] for name, x in batch.items() if not name.endswith("/memory")}
             next_values[ends] = self.values.denormalize(self.critic.after(ended, memory[ends]))

@@ -13,8 +13,9 @@ import torch
 from torch import Tensor
 
 from marl_hpc.comm.exchange_plan import ExchangePlan
-from marl_hpc.comm.neighbors import neighbor_allreduce
-from marl_hpc.comm.transports import Transport
+from marl_hpc.comm.neighbors import neighbor_allreduce, neighbor_gather
+from marl_hpc.comm.transports import Nobody, PointToPoint, Transport
+from marl_hpc.messages import LocalMessages, neighbor_table
 
 
 class GraphExchange:
@@ -60,6 +61,32 @@ class GraphExchange:
         else:
             there, back = (x.to(rows.device) for x in order)
             out.copy_(neighbor_allreduce(rows[there], plan, transport=self.transport)[back])
+
+
+class Messages(LocalMessages):
+    """Gathers what each agent's neighbors hold, on whatever ranks those are; gradients go back to them. All ranks must gather alike, and
+    run backward alike: the same numbers of samples, in the same order."""
+
+    def __init__(
+        self, adjacency: Any, owners: Any, rank: int, transport: PointToPoint | Nobody, agents: np.ndarray | None = None
+    ) -> None:
+        """`adjacency`: SciPy CSR [N, N], nonzero where agent i hears agent j. `owners` [N]: the rank that has each agent. `agents` [n]: this
+        rank's, in the order in which they are gathered for; default: that of a plan for this adjacency."""
+        plan = ExchangePlan((adjacency != 0).astype(float), owners, rank)
+        agents = plan.agents if agents is None else agents
+        self.plan, self.transport, self.order = plan, transport, order_of(agents, plan)
+        row = plan.places.copy()  # of each agent, in what `reach` gives
+        row[agents] = np.arange(len(agents))
+        everybodys = neighbor_table(np.stack(adjacency.nonzero(), 1), len(row))
+        heard = everybodys[agents]  # as wide as that of the agent with the most neighbors, wherever it is
+        super().__init__(np.where(heard >= 0, row[heard], -1))
+
+    def reach(self, x: Tensor) -> Tensor:
+        if self.order is None:
+            return neighbor_gather(x, self.plan, self.transport)
+        there, back = (places.to(x.device) for places in self.order)
+        rows = neighbor_gather(x[there], self.plan, self.transport)
+        return torch.cat([rows[: len(x)][back], rows[len(x) :]])
 
 
 def order_of(agents: np.ndarray, plan: ExchangePlan) -> tuple[Tensor, Tensor] | None:

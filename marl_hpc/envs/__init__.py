@@ -55,6 +55,7 @@ ENVS |= {
     "networked/cacc": "marl_hpc.envs.networked.cacc:CACC",
     "networked/wireless": "marl_hpc.envs.networked.wireless:Wireless",
     "networked/mdp": "marl_hpc.envs.networked.mdp:NetworkedMDP",
+    "networked/cue": "marl_hpc.envs.networked.cue:Cue",
 }
 
 

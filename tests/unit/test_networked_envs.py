@@ -558,6 +558,7 @@ def test_communication_graph_of_the_mdp_is_connected_and_sparse(n, edges):
 SMALL = {
     "networked/cacc": {"vehicles": 4, "scenario": "slowdown", "episode_steps": 90},
     "networked/wireless": {"height": 2, "width": 3, "users_per_cell": 2, "episode_steps": 7},
+    "networked/cue": {"agents": 3, "hops": 2},
     "networked/mdp": {"agents": 3, "states": 4, "episode_steps": 9},
 }
 
@@ -611,3 +612,52 @@ def test_networks_that_can_not_be_are_refused(name, options, words):
     with pytest.raises(ConfigError) as caught:
         make(f"networked/{name}", **options)
     assert [word for word in words if word not in str(caught.value)] == []
+
+
+@pytest.mark.parametrize(
+    ("options", "asked"),
+    [
+        ({"agents": 5, "hops": 4}, [4]),
+        ({"agents": 5, "hops": 2, "delay": 3}, [2]),
+        ({"agents": 6, "hops": 2, "ring": True}, [2, 4]),
+        ({"agents": 6, "hops": 3, "ring": True}, [3]),
+    ],
+)
+def test_a_cue_is_seen_once_by_one_agent_and_asked_of_those_so_many_hops_away(options, asked):
+    n, symbols, delay, copies = options["agents"], 3, options.get("delay", options["hops"]), 60
+    env = make("networked/cue", copies=copies, symbols=symbols, **options)
+    distances = sparse.csgraph.shortest_path(
+        sparse.coo_matrix((np.ones(len(env.edges)), env.edges.T), shape=(n, n)), directed=False
+    )
+    assert np.flatnonzero(distances[0] == options["hops"]).tolist() == asked
+    env.reset(list(range(copies)), list(range(copies)))
+    random, total = np.random.default_rng(0), np.zeros((copies, n))
+    for t in range(delay + 1):
+        seen = env.observe().observation["shared"]
+        if t == 0:
+            cue = seen[:, 0, :symbols].argmax(-1)
+            assert (seen[:, 0, :symbols].sum(-1) == 1).all()
+        assert not seen[:, int(t == 0) :, :symbols].any()
+        assert (seen[..., symbols] == (np.isin(np.arange(n), asked) & (t == delay))).all()
+        actions = random.integers(0, symbols, (copies, n))
+        step = env.step({"shared": actions})
+        assert (step.over == (t == delay)).all()
+        total += step.reward["shared"]
+    right = actions[:, asked] == cue[:, None]
+    np.testing.assert_allclose(total.mean(1), right.mean(1))
+    assert (np.delete(total, asked, 1) == 0).all()
+    assert set(cue.tolist()) == set(range(symbols))
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({"hops": 5}, "nobody is more than 4 away"),
+        ({"hops": 3, "ring": True}, "nobody is more than 2 away"),
+        ({"delay": 3}, "delay=3; it must be a whole number of at least 4"),
+        ({"symbols": 1}, "symbols=1"),
+    ],
+)
+def test_a_cue_that_nobody_could_hear_of_is_refused(options, said):
+    with pytest.raises(ConfigError, match=said):
+        make("networked/cue", **options)

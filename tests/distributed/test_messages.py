@@ -1,0 +1,67 @@
+"""Agents that talk over ranks: what two or three ranks learn is what one does."""
+
+import numpy as np
+import pytest
+import torch
+from rigs.batches import batch_of
+from rigs.ranks import together
+
+from marl_hpc import topology
+from marl_hpc.algorithms.a2c import A2C, A2CConfig
+from marl_hpc.algorithms.ppo import PPO, PPOConfig
+from marl_hpc.comm.collectives import Alone
+from marl_hpc.comm.graphs import Messages
+from marl_hpc.comm.transports import Nobody, PointToPoint
+from marl_hpc.messages import KINDS
+from marl_hpc.types import ActionSpace, GroupSpec, InterfaceSpec
+
+N, T, B = 7, 12, 3
+GRAPH = topology.from_edges([*[(i, i + 1) for i in range(N - 1)], (0, 3), (2, 6)])
+ALGORITHMS = {"a2c": (A2C, A2CConfig), "ppo": (PPO, PPOConfig)}
+
+
+def interface_of(agents):
+    group = GroupSpec(
+        name="g", agents=tuple(f"g{i}" for i in agents), observation_shape=(3,), action_space=ActionSpace(kind="discrete", n=4),
+        action_mask=True,
+    )  # fmt: skip
+    pairs = tuple(map(tuple, GRAPH.edges.tolist()))
+    return InterfaceSpec(name="g", paradigm="networked", groups=(group,), stacked=True, neighbors=pairs)
+
+
+def learned(rank, ranks, name, kind, order):
+    """(this rank's agents, their rows' gradients over one batch, their log-probabilities)."""
+    owners = np.random.default_rng(0).permutation(np.arange(N) % ranks)
+    mine = np.flatnonzero(owners == rank)
+    if order == "reversed":
+        mine = mine[::-1]
+    kind_of, config = ALGORITHMS[name]
+    options = config(hidden=[8], gru=5, chunk=4, messages=kind)
+    algorithm = kind_of(options, interface_of(mine), Alone(), device="cpu", dtype=torch.float64, seed=0)
+    with torch.no_grad():  # agents' rows apart from each other, the same on any rank
+        for module in (algorithm.policies["g"], algorithm.critic):
+            (rows,) = module.parameters()
+            apart = torch.randn(N, rows.shape[1], generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+            rows += 0.3 * apart[mine.copy()]
+    algorithm.connect(Messages(GRAPH.adjacency, owners, rank, PointToPoint() if ranks > 1 else Nobody(), mine))
+    batch = {
+        name: x[:, :, mine.copy()] if name.startswith("g/") else x for name, x in batch_of(interface_of(range(N)), T, B).items()
+    }
+    batch["g/memory"] = torch.zeros(T // 4, B, *algorithm.policies["g"].memory_shape, dtype=torch.float64)[:, :, : len(mine)]
+    log_probs = algorithm.with_advantages(batch)["proximal_log_prob"]
+    for minibatch in algorithm.minibatches(batch, torch.arange(B), B, 0, 0):
+        algorithm.loss(minibatch)[0].backward()
+    rows = [next(iter(module.parameters())).grad.clone().numpy() for module in (algorithm.policies["g"], algorithm.critic)]
+    return mine, np.concatenate(rows, 1), log_probs.movedim(-1, 0).numpy()
+
+
+@pytest.mark.parametrize(
+    ("name", "kind", "ranks", "order"),
+    [*[("a2c", kind, 2, "ascending") for kind in KINDS], ("ppo", "neurcomm", 3, "reversed")],
+)
+def test_several_ranks_give_the_gradients_of_one(name, kind, ranks, order):
+    _, gradients, log_probs = learned(0, 1, name, kind, "ascending")
+    assert (np.abs(gradients).max(1) > 1e-3).all()
+    for mine, own, said in together(learned, ranks, name, kind, order):
+        np.testing.assert_allclose(said, log_probs[mine], atol=1e-12)
+        np.testing.assert_allclose(own, gradients[mine], atol=1e-9)
