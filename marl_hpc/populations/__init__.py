@@ -1,0 +1,9 @@
+"""Populations of policies: who is in them, what they get from one another, and how they grow.
+
+`population` keeps frozen policies and where they come from, `payoff_table` what they return against one another. All of it is plain
+NumPy that knows no ranks. May import games, meta-solvers, keyed randomness, types and config.
+"""
+
+from marl_hpc.populations.population import Member, MemoryValues, PolicyId, PolicyPopulation, Values, content_hash
+
+__all__ = ["Member", "MemoryValues", "PolicyId", "PolicyPopulation", "Values", "content_hash"]
