@@ -4,6 +4,10 @@
 NumPy that knows no ranks. May import games, meta-solvers, keyed randomness, types and config.
 """
 
+from marl_hpc.populations.payoff_table import Entry, Lease, PayoffTable, Sampling, episode_seeds, profiles
 from marl_hpc.populations.population import Member, MemoryValues, PolicyId, PolicyPopulation, Values, content_hash
 
-__all__ = ["Member", "MemoryValues", "PolicyId", "PolicyPopulation", "Values", "content_hash"]
+__all__ = [
+    "Entry", "Lease", "Member", "MemoryValues", "PayoffTable", "PolicyId", "PolicyPopulation", "Sampling", "Values", "content_hash",
+    "episode_seeds", "profiles",
+]  # fmt: skip
