@@ -4,10 +4,10 @@
 NumPy that knows no ranks. May import games, meta-solvers, keyed randomness, types and config.
 """
 
+from marl_hpc.populations.exact import ExactCells, best_response_to_joint, exact_cells
 from marl_hpc.populations.payoff_table import Entry, Lease, PayoffTable, Sampling, episode_seeds, profiles
 from marl_hpc.populations.population import Member, MemoryValues, PolicyId, PolicyPopulation, Values, content_hash
 
 __all__ = [
-    "Entry", "Lease", "Member", "MemoryValues", "PayoffTable", "PolicyId", "PolicyPopulation", "Sampling", "Values", "content_hash",
-    "episode_seeds", "profiles",
+    "Entry", "ExactCells", "Lease", "Member", "MemoryValues", "PayoffTable", "PolicyId", "PolicyPopulation", "Sampling", "Values", "best_response_to_joint", "content_hash", "episode_seeds", "exact_cells", "profiles",
 ]  # fmt: skip
