@@ -5,13 +5,15 @@ NumPy that knows no ranks. May import games, meta-solvers, keyed randomness, typ
 """
 
 from marl_hpc.populations.anytime import Restricted, anytime_psro, least_exploitable
+from marl_hpc.populations.evaluation import CrossPlay, Rated, alpha_rank_ranking, cross_play, elo_ratings, export_mixture
 from marl_hpc.populations.exact import ExactCells, best_response_to_joint, exact_cells
 from marl_hpc.populations.payoff_table import Entry, Lease, PayoffTable, Sampling, episode_seeds, profiles
 from marl_hpc.populations.population import Member, MemoryValues, PolicyId, PolicyPopulation, Values, content_hash
 from marl_hpc.populations.psro import Iteration, fictitious_self_play, latest, psro, self_play, start_policy
 
 __all__ = [
-    "Entry", "ExactCells", "Iteration", "Lease", "Member", "MemoryValues", "PayoffTable", "PolicyId", "PolicyPopulation",
-    "Restricted", "Sampling", "Values", "anytime_psro", "best_response_to_joint", "content_hash", "episode_seeds", "exact_cells",
-    "fictitious_self_play", "latest", "least_exploitable", "profiles", "psro", "self_play", "start_policy",
+    "CrossPlay", "Entry", "ExactCells", "Iteration", "Lease", "Member", "MemoryValues", "PayoffTable", "PolicyId",
+    "PolicyPopulation", "Rated", "Restricted", "Sampling", "Values", "alpha_rank_ranking", "anytime_psro", "best_response_to_joint",
+    "content_hash", "cross_play", "elo_ratings", "episode_seeds", "exact_cells", "export_mixture", "fictitious_self_play", "latest",
+    "least_exploitable", "profiles", "psro", "self_play", "start_policy",
 ]  # fmt: skip

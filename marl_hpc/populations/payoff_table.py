@@ -251,6 +251,15 @@ class PayoffTable:
             cells[players] = np.sort(cells[players], 0)
         return np.stack([self._mean[positions[i], *cells] for i in range(len(cells))])
 
+    def comparisons(self) -> dict[Cell, tuple[int, np.ndarray]]:
+        """For each cell about which something is known (episodes, in how many of them the row's position returned more than the
+        column's [players, players]); an exact cell is 1 episode, in which these are probabilities."""
+        known = np.argwhere((self._episodes > 0) | self._exact)
+        return {
+            tuple(cell): (1 if self._exact[*cell] else int(self._episodes[*cell]), self._beats[:, :, *cell])
+            for cell in known.tolist()
+        }
+
     def state(self) -> dict[str, np.ndarray]:
         """Everything that was counted or waits to be, for `load_state`; leases aren't kept."""
         waiting = [(cell, batch, values) for cell, entry in self._open.items() for batch, values in entry.waiting.items()]
