@@ -461,3 +461,15 @@ def test_a_matrix_game_returns_what_its_table_says(sizes):
 def test_payoffs_that_make_no_matrix_game_are_refused(payoffs):
     with pytest.raises(ValueError, match="players"):
         matrix_game(payoffs)
+
+
+def test_rounding_in_a_plan_never_makes_a_probability_above_one():
+    game = compiled("kuhn_poker")
+    pure = np.eye(2)[game.legal[0].argmax(1)]
+    plan = realization_plan(game, 0, pure)
+    plan[1:] = np.nextafter(plan[1:], 2 * plan[1:])  # as a sum in another order may have it
+    policy = behavior_policy(game, 0, plan)
+    assert policy.max() == 1
+    np.testing.assert_array_equal(policy[game.stages[0][0].states], pure[game.stages[0][0].states])
+    game_of_theirs, table = theirs("kuhn_poker", game, [policy, uniform_policy(game, 1)])
+    assert pyspiel.nash_conv(game_of_theirs, table) > 0
