@@ -110,9 +110,8 @@ class PayoffTable:
         self._episodes = np.zeros(none, np.int64)
         self._mean = np.zeros((players, *none))
         self._squares = np.zeros((players, *none))  # sums of squared differences from the mean
-        self._beats = np.zeros(
-            (players, players, *none)
-        )  # episodes, or the probability, in which one position returns more than another
+        # in how many episodes, or exactly with which probability, the first position returns more than the second
+        self._beats = np.zeros((players, players, *none))
         self._open: dict[Cell, _Open] = {}
 
     @property

@@ -79,11 +79,11 @@ def psro(
         )
     population = PolicyPopulation(range(game.players)) if population is None else population
     table = PayoffTable(range(game.players)) if table is None else table
-    plans = begin(game, population, start=start, seed=seed)
-    if table.populations != population.populations:
+    if table.populations != tuple(range(game.players)):
         raise ValueError(
-            f"the table is of populations {table.populations}, the policies of {population.populations}; they must agree"
+            f"the table is of populations {table.populations}; exact PSRO needs one a player, {tuple(range(game.players))}"
         )
+    plans = begin(game, population, start=start, seed=seed)
     return _iterate(game, solver, population, table, plans, repeats, iterations, tolerance)
 
 

@@ -191,7 +191,7 @@ def test_how_a_population_started_is_in_its_lineage():
         ({"start": "unifrom"}, "start='unifrom' is not a choice"),
         ({"iterations": 0}, "1 or more iterations"),
         ({"population": PolicyPopulation((0, 0))}, r"need one a player, \(0, 1\)"),
-        ({"table": PayoffTable((0, 0))}, "must agree"),
+        ({"table": PayoffTable((0, 0))}, r"the table is of populations \(0, 0\)"),
         ({"meta_solver": "nsah"}, "did you mean 'nash'"),
     ],
 )
