@@ -13,7 +13,7 @@ from typing import NamedTuple
 import numpy as np
 
 from marl_hpc.games import BestResponse, Game, best_response_to, sequence_returns
-from marl_hpc.populations.payoff_table import seatings
+from marl_hpc.populations.cells import seatings
 
 
 class ExactCells(NamedTuple):

@@ -7,7 +7,7 @@ import pytest
 
 from marl_hpc.games import best_response, compile_game, expected_returns, matrix_game, mixture_policy, realization_plan
 from marl_hpc.populations import PayoffTable, best_response_to_joint, exact_cells
-from marl_hpc.populations.payoff_table import canonical
+from marl_hpc.populations.cells import canonical
 
 GAMES = {name: compile_game(name) for name in ("kuhn_poker", "kuhn_poker(players=3)", "tiny_hanabi")}
 
