@@ -40,7 +40,9 @@ def behavior_policy(game: Game, player: int, plan: np.ndarray, *, unreached: np.
         rows = policy[stage.states]
         rows[reached] = 0
         inside = plan[stage.before] > 0
-        policy[stage.state[inside], stage.action[inside]] = plan[stage.sequences][inside] / plan[stage.before][inside]
+        # by their own sum, which rounding keeps no smaller than any of them: none is above 1, which OpenSpiel refuses
+        rows[stage.state[inside] - stage.states.start, stage.action[inside]] = plan[stage.sequences][inside]
+        rows[reached] /= rows[reached].sum(1, keepdims=True)
     return policy
 
 

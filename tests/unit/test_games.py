@@ -20,6 +20,7 @@ from marl_hpc.games import (
     expected_returns,
     exploitability,
     from_openspiel,
+    matrix_game,
     mixture_policy,
     nash_conv,
     reach_probabilities,
@@ -29,6 +30,7 @@ from marl_hpc.games import (
     uniform_policy,
 )
 from marl_hpc.games.tree import History, build
+from marl_hpc.meta_solvers import nash_gap
 from marl_hpc.meta_solvers.zero_sum import nash
 
 NAMES = ("kuhn_poker", "leduc_poker", "kuhn_poker(players=3)", "liars_dice(dice_sides=4)", "tiny_hanabi", "matrix_pd")
@@ -439,3 +441,35 @@ def test_illegal_actions_name_the_copy_and_what_is_legal():
         copies.step([1, 0])
     with pytest.raises(ValueError, match="copy 0 got action 3"):
         copies.step([3, 1])
+
+
+@pytest.mark.parametrize("sizes", [(3, 2), (1, 4), (2, 3, 2)])
+def test_a_matrix_game_returns_what_its_table_says(sizes):
+    payoffs = np.random.default_rng(0).normal(size=(len(sizes), *sizes))
+    game = matrix_game(payoffs)
+    assert [game.legal[i].sum() for i in range(game.players)] == list(sizes)
+    mixtures = [random_policy(game, player, 1) for player in range(game.players)]
+    joint = mixtures[0][0, : sizes[0]]
+    for mixture, size in zip(mixtures[1:], sizes[1:], strict=True):
+        joint = np.multiply.outer(joint, mixture[0, :size])
+    np.testing.assert_allclose(expected_returns(game, mixtures), (payoffs * joint).reshape(len(sizes), -1).sum(1), rtol=1e-12)
+    gap = nash_gap(payoffs, [mixture[0, :size] for mixture, size in zip(mixtures, sizes, strict=True)])
+    assert nash_conv(game, mixtures) == pytest.approx(gap, rel=1e-12)
+
+
+@pytest.mark.parametrize("payoffs", [np.zeros((2, 3)), np.zeros((2, 0, 3)), np.full((2, 1, 1), np.nan)])
+def test_payoffs_that_make_no_matrix_game_are_refused(payoffs):
+    with pytest.raises(ValueError, match="players"):
+        matrix_game(payoffs)
+
+
+def test_rounding_in_a_plan_never_makes_a_probability_above_one():
+    game = compiled("kuhn_poker")
+    pure = np.eye(2)[game.legal[0].argmax(1)]
+    plan = realization_plan(game, 0, pure)
+    plan[1:] = np.nextafter(plan[1:], 2 * plan[1:])  # as a sum in another order may have it
+    policy = behavior_policy(game, 0, plan)
+    assert policy.max() == 1
+    np.testing.assert_array_equal(policy[game.stages[0][0].states], pure[game.stages[0][0].states])
+    game_of_theirs, table = theirs("kuhn_poker", game, [policy, uniform_policy(game, 1)])
+    assert pyspiel.nash_conv(game_of_theirs, table) > 0

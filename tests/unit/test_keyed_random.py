@@ -54,6 +54,7 @@ def test_purposes_are_distinct():
         "INITIALIZATION",
         "GROUP",
         "REPLAY",
+        "PAYOFF_EPISODE",
     } == set(purposes)
     assert len(set(purposes.values())) == len(purposes)
 
