@@ -68,7 +68,7 @@ def main() -> None:
     parser.add_argument("--only", choices=METHODS, nargs="+", default=list(METHODS), help="the others keep what is written there")
     parser.add_argument("--output", type=Path, default=Path(__file__).parent / "results" / "networked_cue.json")
     arguments = parser.parse_args()
-    record = json.loads(arguments.output.read_text()) if arguments.output.exists() else {"results": {}}
+    record: dict[str, Any] = json.loads(arguments.output.read_text()) if arguments.output.exists() else {"results": {}}
     print("| agents exchange | return, mean over seeds [95 %] | solved |\n|---|---|---|")
     for name in arguments.only:
         found = summarized([run(METHODS[name], seed) for seed in range(arguments.seeds)])

@@ -142,7 +142,7 @@ class Builder:
         replicas = []
         for agent in self.agents(index, exchanges):
             if agent.interface.neighbors:
-                agent.algorithm.connect(self.neighborhoods[agent.interface.name].messages(0, None))
+                agent.algorithm.connect(self.neighborhoods[agent.interface.name].messages(0, None, agent.algorithm.hops))
             hosts = self.interfaces[agent.interface.name]
             replicas.append(Replica(agent, hosts.index(index), len(hosts)))
         learner = Learner(

@@ -74,9 +74,10 @@ class Neighborhoods:
         rewards = None if self.reward_weights is None else ExchangePlan(self.reward_weights, owners, rank)
         return GraphExchange(plans[0].agents, plans, rewards, transport or Nobody(), self.section.rounds)
 
-    def messages(self, rank: int, transport: PointToPoint | None) -> Messages:
-        """What a rank's agents hear their neighbors by; of graphs that are used in turn, those who are neighbors in any."""
-        adjacency = topology.union(self.graphs).adjacency
+    def messages(self, rank: int, transport: PointToPoint | None, hops: int = 1) -> Messages:
+        """What a rank's agents hear others by that are at most so many hops away; of graphs that are used in turn, an edge of any is a
+        hop."""
+        adjacency = topology.within(topology.union(self.graphs), hops).adjacency
         return Messages(adjacency, self.partition.owners, rank, transport or Nobody(), self.agents(rank))
 
 

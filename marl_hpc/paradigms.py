@@ -90,8 +90,8 @@ def plan(config: Config, spec: EnvSpec) -> list[Plan]:
         algorithm, options = algorithms.configure({**config.algorithm, **own} if same else own)  # options are an algorithm's own
         if paradigm.stacked:
             check_stacked(algorithm, interface)
-            if getattr(options, "messages", "none") != "none":
-                interface = replace(interface, neighbors=neighbors_of(config.topology, spec, members[0]))
+            if getattr(algorithm, "local_critics", False) or getattr(options, "messages", "none") != "none":
+                interface = replace(interface, neighbors=neighbors_of(config.topology, spec, interface.groups[0]))
         algorithm.check(options, interface, config.rollout.fragment)
         plans.append(Plan(interface, paradigm.agent, algorithm, options))
     names = [name for p in plans for name in p.interface.policies]

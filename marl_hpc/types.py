@@ -129,7 +129,7 @@ class InterfaceSpec:
     mix: str = "none"  # what of those agents average with their neighbors: critic | all | none
     neighbors: tuple[
         tuple[int, int], ...
-    ] = ()  # pairs (i, j), agent i hears agent j, of agents that talk; also of those on other ranks
+    ] = ()  # pairs (i, j), agent i hears agent j, where they talk or critics see neighbors; of all ranks' agents
     turns: int = 1  # steps from one turn of an agent to its next, about: 1 where all act at once
     state_size: int = 0
 
