@@ -9,7 +9,7 @@ from __future__ import annotations
 import numpy as np
 
 # What a number is drawn for; part of every key, so that no two uses share a stream.
-EPISODE, ACTION, EVALUATION_EPISODE, EVALUATION_ACTION, MINIBATCH, INITIALIZATION, GROUP, REPLAY = range(8)
+EPISODE, ACTION, EVALUATION_EPISODE, EVALUATION_ACTION, MINIBATCH, INITIALIZATION, GROUP, REPLAY, NEXT_ACTION = range(9)
 
 
 def generator(*key: int) -> np.random.Generator:
