@@ -144,7 +144,8 @@ class Builder:
         replicas = []
         for agent in self.agents(index, exchanges):
             if agent.interface.neighbors:
-                agent.algorithm.connect(self.division.messages(agent.interface, index, self.collective_s))
+                hears = self.division.messages(agent.interface, index, self.collective_s, agent.algorithm.hops)
+                agent.algorithm.connect(hears)
             hosts = self.interfaces[agent.interface.name]
             replicas.append(Replica(agent, hosts.index(index), len(hosts)))
         learner = Learner(

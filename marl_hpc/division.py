@@ -65,9 +65,9 @@ class Division:
                     print(f"{plan.interface.whole}: {around.describe()}", flush=True)
         return found
 
-    def messages(self, interface: InterfaceSpec, index: int, deadline_s: float) -> Messages:
-        """What the agents of a learner's or worker's part of an interface hear their neighbors by."""
-        return self.neighborhoods[interface.whole].messages(index % self.team, self.group, deadline_s)
+    def messages(self, interface: InterfaceSpec, index: int, deadline_s: float, hops: int = 1) -> Messages:
+        """What the agents of a learner's or worker's part of an interface hear others by that are at most so many hops away."""
+        return self.neighborhoods[interface.whole].messages(index % self.team, self.group, deadline_s, hops)
 
     def collecting(self, worker: int, workers: int, batches: list[EnvBatch], deadline_s: float) -> list[EnvBatch]:
         """A worker's part of these environments; all workers call it alike."""

@@ -83,11 +83,11 @@ class Neighborhoods:
         self.transport = transport.name
         return GraphExchange(plans[0].agents, plans, rewards, transport, self.section.rounds)
 
-    def messages(self, rank: int, group: Any, deadline_s: float) -> Messages:
-        """What a rank's agents hear their neighbors by, among the ranks of a process group; of graphs that are used in turn, those who are
-        neighbors in any."""
+    def messages(self, rank: int, group: Any, deadline_s: float, hops: int = 1) -> Messages:
+        """What a rank's agents hear others by that are at most so many hops away, among the ranks of a process group; of graphs that are
+        used in turn, an edge of any is a hop."""
         transport = Nobody() if self.ranks == 1 else PointToPoint(group, deadline_s)
-        adjacency = topology.union(self.graphs).adjacency
+        adjacency = topology.within(topology.union(self.graphs), hops).adjacency
         return Messages(adjacency, self.partition.owners, rank, transport, self.agents(rank))
 
     def describe(self) -> str:

@@ -100,7 +100,7 @@ def plan(config: Config, spec: EnvSpec) -> list[Plan]:
             )
         if paradigm.stacked:
             check_stacked(algorithm, interface)
-            if getattr(options, "messages", "none") != "none":
+            if getattr(algorithm, "local_critics", False) or getattr(options, "messages", "none") != "none":
                 interface = replace(interface, neighbors=neighbors_of(config.topology, spec, next(iter(members))))
         algorithm.check(options, interface, config.rollout.fragment)
         plans.append(Plan(interface, paradigm.agent, algorithm, options))

@@ -234,6 +234,29 @@ def _counted(n: int, least: int, what: str) -> int:
     return n
 
 
+def within(graph: Graph, hops: int) -> Graph:
+    """Everybody whom an agent reaches in at most so many steps, but itself, as its neighbors.
+
+    >>> within(from_edges([(0, 1), (1, 2), (2, 3)]), 2).degrees.tolist()
+    [2, 3, 3, 2]
+    """
+    from scipy.sparse import eye
+
+    if hops < 1:
+        raise ValueError(f"hops={hops} must be 1 or more")
+    if hops == 1:
+        return graph
+    steps = (graph.adjacency != 0).astype(np.int64)
+    reached = steps
+    for _ in range(min(hops, graph.agents) - 1):
+        wider = ((reached + reached @ steps) != 0).astype(np.int64)
+        if wider.nnz == reached.nnz:
+            break
+        reached = wider
+    pairs = np.stack((reached - reached.multiply(eye(graph.agents))).nonzero(), 1)
+    return from_edges(pairs, graph.agents, graph.directed)
+
+
 # by name
 
 TOPOLOGIES: dict[str, str | Callable[..., Graph | list[Graph]]] = {

@@ -130,7 +130,7 @@ class InterfaceSpec:
     joint_actions: int = (
         0  # agents whose actions each row holds besides, for critics that see them: all of the whole group's, or none
     )
-    # pairs (i, j), agent i hears agent j, of agents that talk; also of those on other ranks
+    # pairs (i, j), agent i hears agent j, where they talk or critics see neighbors; of all ranks' agents
     neighbors: tuple[tuple[int, int], ...] = ()
     part_of: str = ""  # the interface that this is a rank's part of, where its agents are spread over ranks
     turns: int = 1  # steps from one turn of an agent to its next, about: 1 where all act at once

@@ -26,6 +26,7 @@ from marl_hpc.types import Exchange, InterfaceSpec, ReplayConfig
 ALGORITHMS: dict[str, str | type] = {
     "ppo": "marl_hpc.algorithms.ppo:PPO",
     "a2c": "marl_hpc.algorithms.a2c:A2C",
+    "scalable_ac": "marl_hpc.algorithms.scalable_ac:ScalableAC",
     "happo": "marl_hpc.algorithms.happo:HAPPO",
     "coma": "marl_hpc.algorithms.coma:COMA",
     "dqn": "marl_hpc.algorithms.dqn:DQN",

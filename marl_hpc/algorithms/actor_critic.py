@@ -61,6 +61,7 @@ class ActorCritic:
     trained: int | None = None
     epochs, splits = 1, 1
     priorities = None
+    hops = 1  # of networked agents, how far what one hears comes from
 
     def __init__(
         self, config: Any, interface: InterfaceSpec, exchange: Exchange, *, device: Any, dtype: torch.dtype, seed: int
