@@ -30,7 +30,7 @@ def rank(run_dir: Path, *overrides: str, resume: bool = False) -> Rank:
     counts = {"learner": 1, "rollout": 1, "parameter": 1, "dataset": 1, "inference": config.roles.inference}
     job: dict[str, Any] = {
         "spec": env.spec.to_json(), "run_dir": str(run_dir), "devices": ["cpu"], "config": asdict(config),
-        "counts": counts,
+        "counts": counts, "team": 1,
     }  # fmt: skip
     store = Store()
     found = newest(run_dir) if resume else None
