@@ -40,7 +40,7 @@ WAYS = {
     "alone": ["topology.mix=none"],
 }
 SETTINGS = [
-    "env=networked/mdp", "paradigm=networked", "algorithm=networked_ac", "algorithm.hidden=[32]", "algorithm.lr=3e-3",
+    "env=networked/mdp", "paradigm=networked", "algorithm=networked_ac", "algorithm.hidden=[32]", "algorithm.lr=3e-3", "algorithm.entropy=0.05",
     "algorithm.critic_lr=0.01", "algorithm.critic_lr_exponent=0.1", "rollout.envs=32", "rollout.fragment=8", "rollout.max_lag=0", "world=inline",
     "evaluate.final_episodes=1", "evaluate.episodes=1", "evaluate.every_steps=100000000",
 ]  # fmt: skip
@@ -104,7 +104,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--agents", type=int, default=8)
     parser.add_argument("--seeds", type=int, default=5)
-    parser.add_argument("--steps", type=int, default=500_000)
+    parser.add_argument("--steps", type=int, default=600_000)
     parser.add_argument("--version", type=int, default=2)
     arguments = parser.parse_args()
     rows = []
