@@ -1,9 +1,8 @@
 """Policies as networks: what rollout workers act with and learners train.
 
 Three kinds, used alike. An `Actor` plays one group, each agent by what it sees itself; a `CommunicatingActor`, by what its neighbors tell
-it too. A `JointActor` plays all groups of a team by what
-all of them see: *factored* (agents' actions independent given that) or *autoregressive* (each agent knows the actions of those
-before it), which can represent any correlated play.
+it too. A `JointActor` plays all groups of a team by what all of them see: *factored* (agents' actions independent given that) or
+*autoregressive* (each agent knows the actions of those before it), which can represent any correlated play.
 
 B copies, N agents, T time; fields by group, as in `Inputs`. Pure torch.
 """

@@ -1,8 +1,8 @@
 """Critics: the value of what agents see, by what a paradigm lets them see in training.
 
-`own` observations (independent and networked learning; agents that talk hear each other here too, by messages of the critics' own), the team's `state` beside the own observation or instead of it (centralized training), or
-the `joint` observation of a team that is one policy. T time, B copies, N agents of all groups of an interface; the joint critic has
-one value for the team, N = 1. Pure torch.
+`own` observations (independent and networked learning; agents that talk hear each other here too, by messages of the critics' own), the
+team's `state` beside the own observation or instead of it (centralized training), or the `joint` observation of a team that is one
+policy. T time, B copies, N agents of all groups of an interface; the joint critic has one value for the team, N = 1. Pure torch.
 """
 
 from __future__ import annotations

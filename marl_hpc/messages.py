@@ -45,8 +45,9 @@ class LocalMessages:
         a neighbor's gradient is the sum over those that heard it."""
         if len(x) != len(self.table):
             raise ValueError(f"x has shape {tuple(x.shape)}, but {len(self.table)} agents are here; the first dimension is theirs")
-        rows = self.reach(x)
-        table = self.table.to(x.device)
+        if self.table.device != x.device:
+            self.table, self.degrees = self.table.to(x.device), self.degrees.to(x.device)
+        rows, table = self.reach(x), self.table
         heard = rows.index_select(0, table.clamp_min(0).flatten()).view(*table.shape, *x.shape[1:])
         return heard.masked_fill((table < 0).view(*table.shape, *[1] * (x.dim() - 1)), 0)
 

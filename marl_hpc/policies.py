@@ -37,8 +37,8 @@ class Policy:
 
         `greedy` gives the most likely action, otherwise one is drawn. `action_mask` [size] forbids where false. A policy with a memory
         returns (action, state): give that `state` with the next observation, None at an episode's start. A team's joint policy, and that
-        of agents that talk, takes and returns dicts of all: observations, masks (where there are any) and actions by agent. Raises ValueError when
-        an observation has another shape or is missing.
+        of agents that talk, takes and returns dicts of all: observations, masks (where there are any) and actions by agent. Raises
+        ValueError when an observation has another shape or is missing.
         """
         joint = self.network.together
         observations = observation if joint else {self.agent: observation}

@@ -172,7 +172,8 @@ def check_messages(config: NetworkConfig, interface: InterfaceSpec) -> None:
         raise ConfigError(f"algorithm.message_size={config.message_size} must be 1 bit or more")
     if config.messages != "dial" and config.message_size != NetworkConfig.message_size:
         raise ConfigError(
-            f"algorithm.message_size={config.message_size} is about algorithm.messages=dial; got algorithm.messages={config.messages}: leave it out"
+            f"algorithm.message_size={config.message_size} is about algorithm.messages=dial; got algorithm.messages={config.messages}: "
+            "leave it out"
         )
     if config.messages == "none":
         return

@@ -52,9 +52,12 @@ class ScalableAC(A2C):
 
     @classmethod
     def check(cls, config: ScalableACConfig, interface: InterfaceSpec, fragment: int) -> None:
-        super().check(config, interface, fragment)
         if not interface.stacked:
-            raise ConfigError(f"algorithm=scalable_ac needs neighbors: set paradigm=networked; got paradigm={interface.paradigm}")
+            raise ConfigError(
+                f"algorithm=scalable_ac needs paradigm=networked, where agents have neighbors; got paradigm={interface.paradigm}: set that, "
+                "or use algorithm=a2c"
+            )
+        super().check(config, interface, fragment)
         if config.kappa < 1:
             raise ConfigError(f"algorithm.kappa={config.kappa} must be 1 hop or more")
         if interface.mix != "none":

@@ -84,7 +84,7 @@ class Messages(LocalMessages):
     def reach(self, x: Tensor) -> Tensor:
         if self.order is None:
             return neighbor_gather(x, self.plan, self.transport)
-        there, back = (places.to(x.device) for places in self.order)
+        there, back = self.order = (self.order[0].to(x.device), self.order[1].to(x.device))  # once: `to` leaves what is there
         rows = neighbor_gather(x[there], self.plan, self.transport)
         return torch.cat([rows[: len(x)][back], rows[len(x) :]])
 

@@ -121,6 +121,8 @@ TABLE = {
     # a policy gradient needs log-probabilities only: Schulman et al. 2017, Mnih et al. 2016
     "ppo": (EVERY_PARADIGM, EVERY_SPACE, (), ()),
     "a2c": (EVERY_PARADIGM, EVERY_SPACE, (), ()),
+    # critics of neighbors on a graph: Qu et al. 2020
+    "scalable_ac": ((), EVERY_SPACE, ("algorithm=scalable_ac", "needs paradigm=networked", "algorithm=a2c"), ()),
     # several agents that improve one team's value, each by its own policy: Kuba et al. 2022
     "happo": (("ctde",), EVERY_SPACE, ("algorithm=happo", "paradigm=ctde", "algorithm=ppo"), ()),
     # sums over one agent's choices, with a critic of all agents' actions: Foerster et al. 2018
@@ -140,7 +142,7 @@ TABLE = {
     "maddpg": (("ctde",), EVERY_SPACE, ("algorithm=maddpg", "needs a team", "paradigm=ctde"), ()),
 }  # fmt: skip
 LITTLE = {
-    "ppo": ["epochs=2", "minibatches=2"], "a2c": [], "happo": ["epochs=1", "minibatches=2"], "coma": ["critic_steps=2"],
+    "ppo": ["epochs=2", "minibatches=2"], "a2c": [], "scalable_ac": [], "happo": ["epochs=1", "minibatches=2"], "coma": ["critic_steps=2"],
     **{name: ["batch=4", "starts=1", "samples_per_insert=1"] for name in ("dqn", "vdn", "qmix", "sac", "maddpg")},
 }  # fmt: skip
 REMEMBER = {"no memory": [], "gru": ["algorithm.gru=4", "algorithm.chunk=4"]}

@@ -1,5 +1,7 @@
 """Agents that talk: what they hear comes from neighbors, one hop a step, and what it is worth flows back to who said it."""
 
+import copy
+
 import pytest
 import torch
 from torch import nn
@@ -198,3 +200,14 @@ def test_agents_whose_neighbors_are_elsewhere_ask_for_what_reaches_them():
 def test_agents_start_equal(kind):
     network = CommunicatingNetwork(group(), A, network_of(kind), 1.0, 0)
     assert (network.rows == network.rows[0]).all()
+
+
+def test_an_outline_has_shapes_and_a_copy_hears_the_same():
+    with torch.device("meta"):
+        outline = build_policy([group()], network_of("neurcomm"))
+    policy = build_policy([group()], network_of("neurcomm"))
+    assert [p.shape for p in outline.parameters()] == [p.shape for p in policy.parameters()]
+    fields = {"observation": torch.randn(2, N, D), "active": torch.ones(2, N, dtype=torch.bool)}
+    memory = torch.rand(2, *policy.memory_shape)
+    after = [p.act({"all": fields}, memory, None)[2] for p in (policy, copy.deepcopy(policy))]
+    assert torch.equal(*after)
