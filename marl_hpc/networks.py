@@ -171,7 +171,7 @@ class StackedNetwork(nn.Module):
         if self.units:
             gates = [_layer(size, self.units, 1.0, generator) for size in (hidden[-1], self.units) for _ in range(3)]
             layers += [tuple(torch.cat(parts, -1) for parts in zip(*gates[i : i + 3], strict=True)) for i in (0, 3)]
-        layers.append(_layer(self.units or hidden[-1], outputs, final_gain, generator))
+        layers.append(_layer(self.units or sizes[-1], outputs, final_gain, generator))
         self.shapes = [part.shape for layer in layers for part in layer] + [torch.Size([1, free])] * bool(free)
         row = torch.cat([part.flatten() for layer in layers for part in layer] + [torch.zeros(free)])
         self.rows = nn.Parameter(row.expand(self.agents, -1).clone())

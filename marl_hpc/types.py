@@ -129,6 +129,7 @@ class InterfaceSpec:
     mix: str = "none"  # what of those agents average with their neighbors: critic | all | none
     turns: int = 1  # steps from one turn of an agent to its next, about: 1 where all act at once
     state_size: int = 0
+    joint_agents: tuple[str, ...] = ()  # whose actions, in this order, critics see as the joint action; () where none does
 
     @property
     def agents(self) -> tuple[str, ...]:

@@ -38,6 +38,8 @@ class RolloutWorker:
         self.dataset, self.schedule = dataset, schedule
         self.world, self.clock = world, clock
         self.wants_state = any(plan.interface.critic_sees == "state" for plan in plans)
+        agents = {agent: (g.name, i) for g in env.spec.groups for i, agent in enumerate(g.agents)}
+        self.joint_agents = {plan.interface.name: [agents[agent] for agent in plan.interface.joint_agents] for plan in plans}
         self.copies = [worker * env.copies + b for b in range(env.copies)]  # their places among all copies of the run
         self.sequence: int | None = None
         self.version: int | None = None
@@ -138,6 +140,7 @@ class RolloutWorker:
                         row[f"{group.name}/action"][t] = acted
                         row[f"{group.name}/log_prob"][t] = answer.log_probs[group.name].numpy()
                         actions[group.name] = to_env(group.action_space, acted)
+                self.note_joint_actions(rows, t, actions)
             with self.clock.computing("environment"):
                 self.note_state(rows, t, "state")
                 after = self.env.step(actions)
@@ -179,6 +182,11 @@ class RolloutWorker:
             for plan in self.plans:
                 if plan.interface.critic_sees == "state":
                     rows[plan.interface.name][field][t] = state
+
+    def note_joint_actions(self, rows: dict[str, np.ndarray], t: int, actions: dict[str, np.ndarray]) -> None:
+        for interface, places in self.joint_agents.items():
+            if places:
+                rows[interface]["joint_action"][t] = np.stack([actions[group][:, i] for group, i in places], 1)
 
     def chunk(self, policy: str) -> int:
         return next(plan.options.chunk for plan in self.plans if policy in plan.interface.policies)
