@@ -28,8 +28,8 @@ class OptimizerSpec:
 
 
 class Optimizer(Protocol):
-    def step(self, values: Tensor, gradient: Tensor) -> None:
-        """Change `values` [P] in place by their gradient [P]."""
+    def step(self, values: Tensor, gradient: Tensor, share: float = 1.0) -> None:
+        """Change `values` [P] in place by their gradient [P], with this share of the learning rate."""
         ...
 
     def state(self) -> dict[str, Tensor]:
@@ -49,11 +49,11 @@ class Adam:
         self.count = torch.zeros((), dtype=torch.float32, device=like.device)
 
     @torch.no_grad()
-    def step(self, values: Tensor, gradient: Tensor) -> None:
+    def step(self, values: Tensor, gradient: Tensor, share: float = 1.0) -> None:
         self.count += 1
         self.kernel(
             [values], [gradient], [self.mean], [self.square], [], [self.count],
-            lr=self.spec.lr, beta1=self.betas[0], beta2=self.betas[1], weight_decay=self.spec.weight_decay, eps=self.spec.eps,
+            lr=self.spec.lr * share, beta1=self.betas[0], beta2=self.betas[1], weight_decay=self.spec.weight_decay, eps=self.spec.eps,
             amsgrad=False, maximize=False,
         )  # fmt: skip
 
@@ -69,12 +69,12 @@ class SGD:
         self.velocity = torch.zeros_like(like, requires_grad=False) if spec.momentum else None
 
     @torch.no_grad()
-    def step(self, values: Tensor, gradient: Tensor) -> None:
+    def step(self, values: Tensor, gradient: Tensor, share: float = 1.0) -> None:
         if self.spec.weight_decay:
             gradient = gradient.add(values, alpha=self.spec.weight_decay)
         if self.velocity is not None:
             gradient = self.velocity.mul_(self.spec.momentum).add_(gradient)
-        values.add_(gradient, alpha=-self.spec.lr)
+        values.add_(gradient, alpha=-self.spec.lr * share)
 
     def state(self) -> dict[str, Tensor]:
         return {} if self.velocity is None else {"velocity": self.velocity}

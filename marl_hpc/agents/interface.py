@@ -77,9 +77,11 @@ class AgentInterface(ABC):
         """Take a step with the gradient that is there."""
         values = self.parameters.values
         assert values.grad is not None, "FlatParameters gives its buffer a gradient for good"
+        annealing = getattr(self.algorithm, "annealing", None)
+        shares = [1.0] * len(self.parts) if annealing is None else annealing(self.updates)
         for place, ((part, _), optimizer) in enumerate(zip(self.parts, self.optimizers, strict=True)):
             if self.algorithm.trained is None or self.algorithm.trained == place:
-                optimizer.step(values.detach()[part], values.grad[part])
+                optimizer.step(values.detach()[part], values.grad[part], shares[place])
         self.updates += 1
         self.algorithm.stepped(self.updates)
 

@@ -1,7 +1,9 @@
 """Algorithms: what is optimized, never who else optimizes it. One file each; `ALGORITHMS` maps names to classes.
 
-An algorithm is a class with a `Config` dataclass and the methods of `Algorithm` below. Sums that have to run over all replicas of
-a learner go through the `exchange` it is given; alone, that adds nothing.
+An algorithm is a class with a `Config` dataclass and the methods of `Algorithm` below. It may have more: `annealing(updates)`, the share
+of each part's learning rate that the next gradient step takes, after so many; and for paradigm=networked `networked = True`, with what
+its critics see there: `critic_sees` (own | state) and `sees_joint_actions`. Sums that have to run over all replicas of a learner go
+through the `exchange` it is given; alone, that adds nothing.
 """
 
 from __future__ import annotations

@@ -77,3 +77,17 @@ def test_loaded_state_is_a_copy():
     adam.step(values, torch.ones_like(values))
     assert all((x == 1).all() for x in state.values())
     assert adam.state()["count"].item() == 2
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_an_annealed_step_is_torchs_at_the_lower_learning_rate(kind):
+    options, reference_class = KINDS[kind]
+    ours, theirs = values_of(0).detach(), values_of(0)
+    optimizer = build(OptimizerSpec(name=kind.partition(",")[0], **options), ours)
+    reference = reference_class([theirs], **options)
+    for t, gradient in enumerate(gradients(10), start=1):
+        theirs.grad.copy_(gradient)
+        reference.param_groups[0]["lr"] = options["lr"] * t**-0.65
+        reference.step()
+        optimizer.step(ours, gradient, t**-0.65)
+        torch.testing.assert_close(ours, theirs.detach(), rtol=0, atol=1e-12)
