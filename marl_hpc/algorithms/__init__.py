@@ -34,6 +34,7 @@ ALGORITHMS: dict[str, str | type] = {
     "qmix": "marl_hpc.algorithms.qmix:QMIX",
     "sac": "marl_hpc.algorithms.sac:SAC",
     "maddpg": "marl_hpc.algorithms.maddpg:MADDPG",
+    "networked_ac": "marl_hpc.algorithms.networked_ac:NetworkedAC",
 }
 
 Batch = dict[str, torch.Tensor]
@@ -132,11 +133,15 @@ def network_options(config: NetworkConfig, interface: InterfaceSpec) -> dict[str
     }  # fmt: skip
 
 
-def check_network(config: NetworkConfig, interface: InterfaceSpec, fragment: int) -> None:
+def check_network(config: NetworkConfig, interface: InterfaceSpec, fragment: int, *, linear: bool = False) -> None:
+    """Raise ConfigError for options of the networks that can't be; `linear`: policies may have no hidden layers."""
     if config.activation not in ACTIVATIONS:
         raise ConfigError(f"algorithm.activation={config.activation!r}; choose one of: {', '.join(ACTIVATIONS)}")
-    if not config.hidden or min(config.hidden) < 1:
-        raise ConfigError(f"algorithm.hidden={list(config.hidden)} must be one or more sizes of 1 or more")
+    if not (config.hidden or linear) or min(config.hidden, default=1) < 1:
+        raise ConfigError(
+            f"algorithm.hidden={list(config.hidden)} must be {'' if linear else 'one or more '}sizes of 1 or more"
+            + (", or [] for policies linear in what they see" if linear else "")
+        )
     if config.optimizer not in OPTIMIZERS:
         raise ConfigError(f"algorithm.optimizer={config.optimizer!r} is not a choice; {', '.join(OPTIMIZERS)}")
     for key, owners in (("weight_decay", ("adamw", "sgd")), ("momentum", ("sgd",))):
