@@ -111,7 +111,7 @@ class NetworkedAC:
     def check(cls, config: NetworkedACConfig, interface: InterfaceSpec, fragment: int) -> None:
         if not interface.stacked:
             raise ConfigError(
-                f"algorithm=networked_ac is for agents on a graph: choose paradigm=networked, or for paradigm={interface.paradigm} another algorithm"
+                f"algorithm=networked_ac needs paradigm=networked; got paradigm={interface.paradigm}: choose that, or use algorithm=a2c or ppo"
             )
         check_network(config, interface, fragment, linear=True)
         if interface.mix == "all":
@@ -128,7 +128,7 @@ class NetworkedAC:
             if group.action_space.kind != "discrete":
                 raise ConfigError(
                     f"algorithm=networked_ac sums over an agent's choices, which must be discrete; agents of {group.name!r} have "
-                    f"{group.action_space.kind} actions: algorithm=a2c or ppo takes those"
+                    f"{group.action_space.kind} actions: use algorithm=a2c or ppo"
                 )
         if not interface.state_size:
             raise ConfigError("algorithm=networked_ac has critics over the state, and this environment's state is empty")
