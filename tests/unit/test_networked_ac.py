@@ -1,0 +1,156 @@
+"""Networked actor-critic: its updates transcribed from the paper into NumPy, and critics that agree on exact values.
+
+N agents, S states one-hot, A choices; the oracle goes agent by agent and sample by sample.
+"""
+
+from itertools import pairwise
+
+import numpy as np
+import pytest
+import torch
+from rigs import inline
+from torch.nn.functional import one_hot
+
+from marl_hpc import mixing, paradigms, topology
+from marl_hpc.agents import NetworkedAgent
+from marl_hpc.algorithms.networked_ac import NetworkedAC, NetworkedACConfig
+from marl_hpc.comm.exchange_plan import ExchangePlan
+from marl_hpc.comm.graphs import GraphExchange
+from marl_hpc.comm.transports import Nobody
+from marl_hpc.compose import compose
+from marl_hpc.config import ConfigError
+from marl_hpc.envs.networked.average_reward import average_reward, differential_q, differential_value, product_policy
+from marl_hpc.envs.networked.mdp import RandomMDP
+from marl_hpc.train import make_env
+from marl_hpc.types import ActionSpace, GroupSpec, InterfaceSpec
+
+A, S = 2, 3
+
+
+def interface_of(agents, mix="critic", states=S):
+    names = tuple(f"a{i}" for i in range(agents))
+    group = GroupSpec(name="g", agents=names, observation_shape=(states,), action_space=ActionSpace(kind="discrete", n=A))
+    return InterfaceSpec(
+        name="g", paradigm="networked", groups=(group,), critic_sees="state", stacked=True, mix=mix, state_size=states, joint_agents=names
+    )
+
+
+def agent_of(graph, mix="critic", states=S, **options):
+    """A NetworkedAgent in float64 whose agents differ from each other."""
+    weights, n = mixing.metropolis_hastings(graph), graph.agents
+    exchange = GraphExchange(np.arange(n), [ExchangePlan(weights, np.zeros(n, int), 0)], None, Nobody())
+    agent = NetworkedAgent(
+        NetworkedAC, NetworkedACConfig(**options), interface_of(n, mix, states), exchange, device=torch.device("cpu"),
+        dtype=torch.float64, seed=0,
+    )  # fmt: skip
+    with torch.no_grad():
+        agent.parameters.values += 0.5 * torch.randn(agent.parameters.values.shape, dtype=torch.float64, generator=torch.manual_seed(1))
+    return agent, weights.toarray()
+
+
+def batch_of(agents, steps, copies, seed=0):
+    """A batch of random transitions; episodes end at `END`, those of copy 0 by truncation and of copy 1 by termination."""
+    random = np.random.default_rng(seed)
+    state = random.integers(0, S, (steps + 1, copies))
+    action = random.integers(0, A, (steps, copies, agents))
+    none = np.zeros((steps, copies, agents), bool)
+    truncated, terminated, reached = none.copy(), none.copy(), state[1:].copy()
+    truncated[END, 0] = terminated[END, 1] = True
+    reached[END] = random.integers(0, S, copies)  # the next episode starts somewhere else
+    ended = truncated | terminated
+    reached[:, 2:] = state[1:, 2:]
+    sight = np.eye(S)
+    fields = {
+        "first": np.zeros((steps, copies), bool), "state": sight[state[:-1]], "next_state": sight[reached], "joint_action": action,
+        "g/observation": sight[state[:-1]][:, :, None].repeat(agents, 2), "g/action": action, "g/reward": random.normal(1, 1, action.shape),
+        "g/active": ~none, "g/next_active": ~ended, "g/truncated": truncated, "g/terminated": terminated,
+    }  # fmt: skip
+    return {name: torch.from_numpy(x) for name, x in fields.items()}
+
+
+END = 1
+
+
+def network(row, inputs):
+    """A linear network's row: weights [D, outputs], then biases."""
+    outputs = len(row) // (len(inputs) + 1)
+    return inputs @ row[: len(inputs) * outputs].reshape(len(inputs), outputs) + row[len(inputs) * outputs :]
+
+
+def softmax(x):
+    return np.exp(x - x.max()) / np.exp(x - x.max()).sum()
+
+
+def table(state, actions):
+    """One number for each state and joint action, joint actions first, agent 0's changing slowest; and 1 for the bias."""
+    phi = np.zeros(A ** len(actions) * S + 1)
+    code = int("".join(map(str, actions)), A)
+    phi[code * S + state], phi[-1] = 1, 1
+    return phi
+
+
+def sight(state):
+    return np.append(np.eye(S)[state], 1)
+
+
+def transcribed(batch, theta, w, v, mu, critic, mixed):
+    """One step of algorithm 1 (`w` are its critics) or 2 (`v` and, for λ, `w`), averaged over samples: new (θ, w, v, μ) before
+    mixing is `mixed`. Learning rates 1, t = 1."""
+    x = {name: value.numpy() for name, value in batch.items()}
+    steps, copies, agents = x["g/action"].shape
+    places, reached = x["state"].argmax(-1), x["next_state"].argmax(-1)
+    new = [np.zeros_like(part) for part in (theta, w, v)]
+    earned = np.zeros(agents)
+    for i in range(agents):
+        count = 0
+        for t in range(steps):
+            for b in range(copies):
+                cut, restart = t == END and b == 0, t == END and b == 1
+                if critic == "action_value" and (cut or t == steps - 1):
+                    continue  # nobody's next action is known
+                count += 1
+                s, a, r = places[t, b], x["g/action"][t, b], x["g/reward"][t, b, i]
+                after = places[t + 1, b] if restart else reached[t, b]
+                pi = softmax(network(theta[i], sight(s)[:-1]))
+                score = np.outer(sight(s), np.eye(A)[a[i]] - pi)  # ∇ log π_i
+                if critic == "action_value":
+                    q = table(s, a) @ w[i]
+                    delta = r - mu[i] + table(after, x["g/action"][t + 1, b]) @ w[i] - q
+                    new[1][i] += delta * table(s, a)
+                    others = [table(s, [*a[:i], c, *a[i + 1 :]]) @ w[i] for c in range(A)]
+                    advantage = q - pi @ others
+                else:
+                    error = sight(after) @ v[i] - sight(s) @ v[i] - mu[i]
+                    new[2][i] += (r + error) * sight(s)
+                    model = table(s, a) @ w[i]
+                    new[1][i] += (r - model) * table(s, a)
+                    advantage = model + error
+                new[0][i] += advantage * score.ravel()
+                earned[i] += r
+        for part in new:
+            part[i] /= count
+        earned[i] /= count
+    return theta + new[0], mixed @ (w + new[1]), mixed @ (v + new[2]), mu + (earned - mu)
+
+
+def rows_of(agent):
+    return [block.clone().numpy() for block in agent.blocks]
+
+
+@pytest.mark.parametrize("mix", ["critic", "none"])
+@pytest.mark.parametrize("critic", ["action_value", "state_value"])
+@pytest.mark.parametrize("agents", [2, 3])
+def test_an_update_is_the_papers(agents, critic, mix):
+    agent, weights = agent_of(topology.ring(agents), mix, critic=critic, features="table")
+    agent.algorithm.average += torch.arange(agents) + 0.5
+    batch = batch_of(agents, steps=4, copies=5)
+    theta, *critics = rows_of(agent)
+    w, v = critics[-1], critics[0]  # algorithm 1 has no v: w again, and what becomes of it isn't looked at
+    expected = transcribed(batch, theta, w, v, agent.algorithm.average.numpy(), critic, weights if mix == "critic" else np.eye(agents))
+    agent.learn(batch, torch.arange(5), total=5, seed=0, env_steps=0)
+    found = rows_of(agent)
+    np.testing.assert_allclose(found[0], expected[0], atol=1e-12)
+    np.testing.assert_allclose(found[-1], expected[1], atol=1e-12)
+    if critic == "state_value":
+        np.testing.assert_allclose(found[1], expected[2], atol=1e-12)
+    np.testing.assert_allclose(agent.algorithm.average.numpy(), expected[3], atol=1e-12)
