@@ -24,14 +24,21 @@ from marl_hpc.envs.networked.mdp import RandomMDP
 from marl_hpc.train import make_env
 from marl_hpc.types import ActionSpace, GroupSpec, InterfaceSpec
 
-A, S = 2, 3
+A, S = 2, 2
 
 
 def interface_of(agents, mix="critic", states=S):
     names = tuple(f"a{i}" for i in range(agents))
     group = GroupSpec(name="g", agents=names, observation_shape=(states,), action_space=ActionSpace(kind="discrete", n=A))
     return InterfaceSpec(
-        name="g", paradigm="networked", groups=(group,), critic_sees="state", stacked=True, mix=mix, state_size=states, joint_agents=names
+        name="g",
+        paradigm="networked",
+        groups=(group,),
+        critic_sees="state",
+        stacked=True,
+        mix=mix,
+        state_size=states,
+        joint_agents=names,
     )
 
 
@@ -44,7 +51,9 @@ def agent_of(graph, mix="critic", states=S, **options):
         dtype=torch.float64, seed=0,
     )  # fmt: skip
     with torch.no_grad():
-        agent.parameters.values += 0.5 * torch.randn(agent.parameters.values.shape, dtype=torch.float64, generator=torch.manual_seed(1))
+        agent.parameters.values += 0.5 * torch.randn(
+            agent.parameters.values.shape, dtype=torch.float64, generator=torch.manual_seed(1)
+        )
     return agent, weights.toarray()
 
 
@@ -146,7 +155,9 @@ def test_an_update_is_the_papers(agents, critic, mix):
     batch = batch_of(agents, steps=4, copies=5)
     theta, *critics = rows_of(agent)
     w, v = critics[-1], critics[0]  # algorithm 1 has no v: w again, and what becomes of it isn't looked at
-    expected = transcribed(batch, theta, w, v, agent.algorithm.average.numpy(), critic, weights if mix == "critic" else np.eye(agents))
+    expected = transcribed(
+        batch, theta, w, v, agent.algorithm.average.numpy(), critic, weights if mix == "critic" else np.eye(agents)
+    )
     agent.learn(batch, torch.arange(5), total=5, seed=0, env_steps=0)
     found = rows_of(agent)
     np.testing.assert_allclose(found[0], expected[0], atol=1e-12)
@@ -154,3 +165,116 @@ def test_an_update_is_the_papers(agents, critic, mix):
     if critic == "state_value":
         np.testing.assert_allclose(found[1], expected[2], atol=1e-12)
     np.testing.assert_allclose(agent.algorithm.average.numpy(), expected[3], atol=1e-12)
+
+
+class Chain:
+    """A random problem of 3 agents whose chain stays uniform over states, whatever is done: transitions are mixtures of shifts. Chances are
+    halves, so one batch holds every transition under uniform policies as often as it happens."""
+
+    agents = 3
+
+    def __init__(self):
+        random = np.random.default_rng(3)
+        joint = A**self.agents
+        shifts = random.multinomial(2, np.ones(S) / S, joint)  # halves of each shift
+        self.transition = np.stack([sum(np.roll(np.eye(S), k, 1) * q / 2 for k, q in enumerate(row)) for row in shifts])
+        self.reward = random.normal(2, 1, (joint, S, self.agents))
+        self.policy = np.full((S, joint), 1 / joint)
+
+    def batch(self):
+        found = [
+            (s, a, after, b)
+            for s in range(S) for a in range(len(self.reward)) for after in range(S)
+            for b in range(len(self.reward)) for _ in range(round(2 * self.transition[a, s, after]))
+        ]  # fmt: skip
+        s, a, after, b = np.array(found).T
+        actions = np.stack([np.stack(np.unravel_index(x, (A,) * self.agents), -1) for x in (a, b)])
+        state, none = np.eye(S)[np.stack([s, after])], np.zeros((2, len(s), self.agents), bool)
+        acts = ~none
+        acts[1] = False  # the second step is there as what follows the first
+        fields = {
+            "first": none[..., 0], "state": state, "next_state": state[[1, 1]], "joint_action": actions, "g/action": actions,
+            "g/observation": state[:, :, None].repeat(self.agents, 2), "g/reward": self.reward[a, s][None].repeat(2, 0),
+            "g/active": acts, "g/next_active": ~none, "g/truncated": none, "g/terminated": none,
+        }  # fmt: skip
+        return {name: torch.from_numpy(x) for name, x in fields.items()}
+
+    def learned(self, mix="critic", updates=400, critic_lr=1.8, **options):
+        """The agent after so many expected steps on uniform policies."""
+        given = {"features": "table", "lr": 1e-30, "lr_exponent": 0.0, "critic_lr_exponent": 0.0, **options}
+        agent, _ = agent_of(topology.star(self.agents), mix, critic_lr=critic_lr, **given)
+        agent.blocks[0].zero_()
+        batch = self.batch()
+        columns = torch.arange(batch["first"].shape[1])
+        for _ in range(updates):
+            agent.learn(batch, columns, total=len(columns), seed=0, env_steps=0)
+        return agent
+
+
+CHAIN = Chain()
+
+
+def tables_of(agent, place, inputs):
+    """What each agent's critic says of every input [N, inputs], less the mean: constants don't count."""
+    rows = rows_of(agent)[place]
+    said = np.array([[network(row, x)[0] for x in inputs] for row in rows])
+    return said - said.mean(1, keepdims=True)
+
+
+PAIRS = [table(s, np.unravel_index(a, (A,) * 3))[:-1] for a in range(A**3) for s in range(S)]
+
+
+def test_critics_of_a_static_policy_agree_on_the_differential_q_of_the_average_reward():
+    exact = differential_q(CHAIN.transition, CHAIN.reward.mean(-1), CHAIN.policy).ravel()
+    coarse, fine = (tables_of(CHAIN.learned(critic_lr=lr, updates=n), -1, PAIRS) for lr, n in ((1.8, 400), (0.6, 1000)))
+    for said in (coarse, fine):
+        np.testing.assert_allclose(said.mean(0), exact - exact.mean(), atol=1e-4)
+    apart = [np.abs(said - said.mean(0)).max() for said in (coarse, fine)]
+    assert 0 < apart[1] < 0.5 * apart[0]  # a step's own part in an agent's critic goes away with the step
+
+
+def test_critics_that_are_not_mixed_find_their_own_rewards_q():
+    exact = differential_q(CHAIN.transition, CHAIN.reward, CHAIN.policy).reshape(-1, 3).T
+    np.testing.assert_allclose(tables_of(CHAIN.learned("none"), -1, PAIRS), exact - exact.mean(1, keepdims=True), atol=1e-4)
+
+
+def test_state_values_and_reward_models_agree_on_the_average_rewards():
+    agent = CHAIN.learned(critic="state_value")
+    value = differential_value(CHAIN.transition, CHAIN.reward.mean(-1), CHAIN.policy)
+    np.testing.assert_allclose(tables_of(agent, 1, np.eye(S)).mean(0), value - value.mean(), atol=1e-4)
+    model, mean = tables_of(agent, 2, PAIRS).mean(0), CHAIN.reward.mean(-1).ravel()
+    np.testing.assert_allclose(model, mean - mean.mean(), atol=1e-4)
+
+
+def test_each_agent_keeps_its_own_average_reward():
+    agent = CHAIN.learned(updates=2)
+    expected = average_reward(CHAIN.transition, CHAIN.reward, CHAIN.policy)
+    np.testing.assert_allclose(agent.algorithm.average.numpy(), expected, atol=1e-12)
+
+
+def test_a_linear_critic_over_pairs_gives_the_exact_gradient_of_the_average_reward():
+    """Where states aren't told apart by what is done next, that is: transitions that don't depend on actions."""
+    chain = Chain()
+    chain.transition[:] = chain.transition[0]
+    agent = chain.learned(features="pairs", critic_lr=0.3, updates=300)
+    before = rows_of(agent)[0]
+    batch = chain.batch()
+    agent.algorithm.parameters.message.zero_()
+    known = agent.algorithm.with_successors(batch)
+    loss, _ = agent.algorithm.loss(known)
+    loss.backward()
+    found = -agent.parameters.values.grad[: before.size].numpy() / int(known["known"][..., 0].sum())
+
+    def earned(logits):
+        policies = [np.array([softmax(network(row, np.eye(S)[s])) for s in range(S)]) for row in logits.reshape(3, -1)]
+        return average_reward(chain.transition, chain.reward.mean(-1), product_policy(np.array(policies)))
+
+    logits, slope, step = before.ravel(), np.zeros(before.size), 1e-6
+    for k in range(len(slope)):
+        high, low = logits.copy(), logits.copy()
+        high[k] += step
+        low[k] -= step
+        slope[k] = (earned(high) - earned(low)) / (2 * step)
+    assert np.abs(slope).max() > 0.01
+    apart = np.linalg.norm(found - slope) / np.linalg.norm(slope)
+    assert apart < 0.2  # an agent's own rewards still weigh a little more
