@@ -113,13 +113,13 @@ class NetworkedAC:
             raise ConfigError(
                 f"algorithm=networked_ac needs paradigm=networked; got paradigm={interface.paradigm}: choose that, or use algorithm=a2c or ppo"
             )
-        check_network(config, interface, fragment, linear=True)
         if interface.mix == "all":
             raise ConfigError(
                 "algorithm=networked_ac mixes critics, policies stay each agent's own: topology.mix must be critic or none, got all"
             )
         if config.gru:
             raise ConfigError(f"algorithm=networked_ac has policies without a memory; got algorithm.gru={config.gru}: leave it out")
+        check_network(config, interface, fragment, linear=True)
         if interface.turns > 1:
             raise ConfigError(
                 "algorithm=networked_ac learns from joint actions: its agents act at once, and this environment's take turns"

@@ -3,24 +3,22 @@
 N agents, S states one-hot, A choices; the oracle goes agent by agent and sample by sample.
 """
 
-from itertools import pairwise
-
 import numpy as np
 import pytest
 import torch
 from rigs import inline
-from torch.nn.functional import one_hot
 
 from marl_hpc import mixing, paradigms, topology
 from marl_hpc.agents import NetworkedAgent
 from marl_hpc.algorithms.networked_ac import NetworkedAC, NetworkedACConfig
 from marl_hpc.comm.exchange_plan import ExchangePlan
 from marl_hpc.comm.graphs import GraphExchange
+from marl_hpc.comm.peers import LocalPeer
 from marl_hpc.comm.transports import Nobody
 from marl_hpc.compose import compose
 from marl_hpc.config import ConfigError
 from marl_hpc.envs.networked.average_reward import average_reward, differential_q, differential_value, product_policy
-from marl_hpc.envs.networked.mdp import RandomMDP
+from marl_hpc.storage.fragments import unpack
 from marl_hpc.train import make_env
 from marl_hpc.types import ActionSpace, GroupSpec, InterfaceSpec
 
@@ -199,7 +197,7 @@ class Chain:
         }  # fmt: skip
         return {name: torch.from_numpy(x) for name, x in fields.items()}
 
-    def learned(self, mix="critic", updates=400, critic_lr=1.8, **options):
+    def learned(self, mix="critic", updates=250, critic_lr=1.8, **options):
         """The agent after so many expected steps on uniform policies."""
         given = {"features": "table", "lr": 1e-30, "lr_exponent": 0.0, "critic_lr_exponent": 0.0, **options}
         agent, _ = agent_of(topology.star(self.agents), mix, critic_lr=critic_lr, **given)
@@ -226,11 +224,11 @@ PAIRS = [table(s, np.unravel_index(a, (A,) * 3))[:-1] for a in range(A**3) for s
 
 def test_critics_of_a_static_policy_agree_on_the_differential_q_of_the_average_reward():
     exact = differential_q(CHAIN.transition, CHAIN.reward.mean(-1), CHAIN.policy).ravel()
-    coarse, fine = (tables_of(CHAIN.learned(critic_lr=lr, updates=n), -1, PAIRS) for lr, n in ((1.8, 400), (0.6, 1000)))
+    coarse, fine = (tables_of(CHAIN.learned(critic_lr=lr, updates=n), -1, PAIRS) for lr, n in ((1.8, 250), (0.9, 500)))
     for said in (coarse, fine):
         np.testing.assert_allclose(said.mean(0), exact - exact.mean(), atol=1e-4)
     apart = [np.abs(said - said.mean(0)).max() for said in (coarse, fine)]
-    assert 0 < apart[1] < 0.5 * apart[0]  # a step's own part in an agent's critic goes away with the step
+    assert 0 < apart[1] < 0.6 * apart[0]  # a step's own part in an agent's critic goes away with the step
 
 
 def test_critics_that_are_not_mixed_find_their_own_rewards_q():
@@ -256,7 +254,7 @@ def test_a_linear_critic_over_pairs_gives_the_exact_gradient_of_the_average_rewa
     """Where states aren't told apart by what is done next, that is: transitions that don't depend on actions."""
     chain = Chain()
     chain.transition[:] = chain.transition[0]
-    agent = chain.learned(features="pairs", critic_lr=0.3, updates=300)
+    agent = chain.learned(features="pairs", critic_lr=0.3, updates=150)
     before = rows_of(agent)[0]
     batch = chain.batch()
     agent.algorithm.parameters.message.zero_()
@@ -278,3 +276,125 @@ def test_a_linear_critic_over_pairs_gives_the_exact_gradient_of_the_average_rewa
     assert np.abs(slope).max() > 0.01
     apart = np.linalg.norm(found - slope) / np.linalg.norm(slope)
     assert apart < 0.2  # an agent's own rewards still weigh a little more
+
+
+def test_steps_shrink_by_the_papers_exponents_and_mixing_tells_how_far_agents_are_apart():
+    agent, _ = agent_of(topology.star(3), lr=0.5, critic_lr=0.2, average_lr=0.3)
+    batch = batch_of(3, steps=4, copies=5)
+    for t in range(1, 5):
+        before, average = agent.parameters.values.detach().clone(), agent.algorithm.average.clone()
+        mixed = agent.mixed
+        agent.mixed = []  # the step alone
+        agent.learn(batch, torch.arange(5), total=5, seed=0, env_steps=0)
+        agent.mixed = mixed
+        moved, gradient = agent.parameters.values.detach() - before, agent.parameters.values.grad
+        actors = agent.blocks[0].numel()
+        torch.testing.assert_close(moved[:actors], -0.5 * t**-0.85 * gradient[:actors])
+        torch.testing.assert_close(moved[actors:], -0.2 * t**-0.65 * gradient[actors:])
+        known = agent.algorithm.with_successors(batch)["known"]
+        mean = (batch["g/reward"] * known).sum((0, 1)) / known.sum((0, 1))
+        torch.testing.assert_close(agent.algorithm.average, average + 0.3 * t**-0.65 * (mean - average))
+    found = agent.learn(batch, torch.arange(5), total=5, seed=0, env_steps=0)["consensus/error"]
+    critics = rows_of(agent)[1]
+    expected = np.sqrt(((critics - critics.mean(0)) ** 2).sum(1).mean()) / np.linalg.norm(critics.mean(0))
+    assert found == pytest.approx(expected)
+
+
+@pytest.mark.parametrize("critic", ["action_value", "state_value"])
+def test_pieces_of_a_batch_are_steps_one_after_the_other(critic):
+    """As many steps as the fragment has are the paper's online algorithm: here against batches of a single transition."""
+    whole, _ = agent_of(topology.star(3), critic=critic, critic_lr=0.2, steps=4)
+    single, _ = agent_of(topology.star(3), critic=critic, critic_lr=0.2)
+    batch = batch_of(3, steps=4, copies=2)
+    batch = {name: x[:, :1] for name, x in batch.items()}
+    whole.learn(batch, torch.arange(1), total=1, seed=0, env_steps=0)
+    pieces = list(single.algorithm.with_successors(batch).items())
+    for t in range(4):
+        single.algorithm.with_successors = lambda _, t=t: {name: x[t : t + 1] for name, x in pieces}
+        single.learn(batch, torch.arange(1), total=1, seed=0, env_steps=0)
+    torch.testing.assert_close(whole.parameters.values, single.parameters.values)
+    assert whole.updates == 4
+
+
+def test_networks_as_critics_learn_what_linear_ones_cannot():
+    """Two agents are paid for choosing alike: no sum of what each does says that."""
+    random = torch.Generator().manual_seed(0)
+    action = torch.randint(A, (2, 32, 2), generator=random)
+    batch = batch_of(2, steps=2, copies=32)
+    ended = {name: torch.zeros_like(batch[name]) for name in ("g/truncated", "g/terminated")}
+    alike = (action[..., :1] == action[..., 1:]).double().expand(-1, -1, 2)
+    state = torch.ones_like(batch["state"]) / S
+    batch |= {"joint_action": action, "g/action": action, "g/reward": alike, "g/next_active": ~ended["g/truncated"], **ended}
+    batch |= {"state": state, "next_state": state}
+    errors = {}
+    for hidden in ([], [16]):
+        agent, _ = agent_of(
+            topology.ring(2), features="beside", critic_hidden=hidden, critic="state_value", critic_lr_exponent=0.0, critic_lr=0.4, lr=1e-9,
+        )  # fmt: skip
+        for _ in range(250):
+            metrics = agent.learn(batch, torch.arange(32), total=32, seed=0, env_steps=0)
+        errors[len(hidden)] = metrics["loss/reward_model"]
+    assert errors[0] > 0.1
+    assert errors[1] < 0.01
+
+
+MDP = ["env=networked/mdp", "env.agents=3", "env.states=4", "paradigm=networked", "algorithm=networked_ac", "algorithm.hidden=[]"]
+
+
+def test_rollout_workers_write_the_state_and_everybodys_actions(tmp_path):
+    rank = inline.rank(tmp_path, *MDP)
+    peers = [[LocalPeer("shard", shard)] for shard in (rank.builder.parameter(0), rank.builder.dataset(0))]
+    learner, worker = rank.builder.learner(0, *peers), rank.builder.worker(0, *peers, rank.clock)
+    learner.publish()
+    assert worker.step()
+    interface = learner.replicas[0].agent.interface
+    batch = unpack(learner.dataset.sample(0, interface.name, 0, 1).parts, interface, "float32")
+    assert interface.joint_agents == ("agent_0", "agent_1", "agent_2")
+    torch.testing.assert_close(batch["joint_action"], batch["shared/action"])
+    assert (batch["joint_action"].sum(-1) % 3 != 0).any()  # agents differ
+    torch.testing.assert_close(batch["state"], batch["shared/observation"][:, :, 0])
+
+
+def test_a_resumed_run_goes_on_as_if_it_had_never_stopped(tmp_path):
+    common = [*MDP, "rollout.max_lag=0", "checkpoint.every_steps=40", "evaluate.every_steps=1000"]
+    whole = inline.train(tmp_path / "whole", *common)
+    inline.train(tmp_path / "part", *common, "budget.env_steps=40")
+    resumed = inline.train(tmp_path / "part", *common, resume=True)
+
+    def learned(lines):
+        return {line["env_steps"]: line["loss/value"] for line in lines if "loss/value" in line}
+
+    assert learned(whole)[80] == learned(resumed)[80]
+
+
+BOARD = ["env.name=rigs.games:board", "paradigm=networked", "topology=ring", "algorithm=networked_ac"]
+REFUSED = [
+    ([*MDP, "topology.mix=all"], ["topology.mix must be critic or none", "got all"]),
+    ([*BOARD, "env.kind=box"], ["must be discrete", "box", "algorithm=a2c"]),
+    ([*MDP, "algorithm.gru=4"], ["algorithm.gru=4"]),
+    ([*MDP, "algorithm.critic=q"], ["algorithm.critic='q'", "action_value, state_value"]),
+    ([*MDP, "algorithm.features=all"], ["algorithm.features='all'", "pairs, table, beside"]),
+    ([*MDP, "env.agents=20", "algorithm.features=table"], ["algorithm.features=table", "20 agents", "features=pairs"]),
+    ([*MDP, "algorithm.critic_hidden=[0]"], ["algorithm.critic_hidden=[0]", "1 or more"]),
+    ([*MDP, "algorithm.hidden=[0]"], ["algorithm.hidden=[0]", "linear"]),
+    ([*MDP, "algorithm.lr_exponent=0.5"], ["critic_lr_exponent=0.65", "lr_exponent=0.5"]),
+    ([*MDP, "algorithm.average_lr=2"], ["algorithm.average_lr=2.0", "at most 1"]),
+    ([*MDP, "algorithm.critic_lr=0"], ["algorithm.critic_lr=0.0", "greater than 0"]),
+    ([*MDP, "algorithm.steps=3"], ["rollout.fragment=4", "multiple of algorithm.steps=3"]),
+    ([*MDP, "rollout.fragment=1"], ["rollout.fragment=1", "next joint action"]),
+    ([*MDP, "paradigm=ctde"], ["needs paradigm=networked", "got paradigm=ctde"]),
+]
+
+
+@pytest.mark.parametrize(("overrides", "words"), REFUSED, ids=[" ".join(overrides[-1:]) for overrides, _ in REFUSED])
+def test_what_it_cannot_do_is_refused_with_what_would_work(overrides, words):
+    config = compose(["rollout.fragment=4", *overrides])
+    with pytest.raises(ConfigError) as refused:
+        paradigms.plan(config, make_env(config, 1).spec)
+    assert [word for word in words if word not in str(refused.value)] == []
+
+
+def test_agents_that_take_turns_are_refused():
+    config = compose(["env=classic/tictactoe", "paradigm=networked", "topology=ring", "algorithm=networked_ac", "groups=shared"])
+    with pytest.raises(ConfigError, match="act at once"):
+        paradigms.plan(config, make_env(config, 1).spec)
