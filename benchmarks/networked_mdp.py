@@ -1,15 +1,25 @@
-"""Do agents who know only their own rewards learn to earn the most together, over a graph? Zhang et al. 2018's experiment.
+"""Do networked agents who only mix critics with neighbors learn as well as the same agents with one critic of everybody's reward?
 
-    python benchmarks/networked_mdp.py [--agents 8] [--seeds 5] [--steps 400000] [--version 2]
+The random MDPs of Zhang et al. 2018, section 6, smaller where exact values are wanted: 8 agents, 2 choices each, 20 states. A run is
+`marl-hpc experiment=networked/mdp`, and its arms differ in one thing each: who is mixed with whom.
 
-A random MDP per seed: 20 states, 2 actions an agent, private mean rewards uniform in [0, 4] with noise within 0.5 (`networked/mdp`). Policies
-are Boltzmann over one hidden layer of a one-hot state (features are learned, not given); critics see the state and all actions as one-hots,
-one hidden layer each. Three ways with the same settings: critics averaged over the MDP's graph of 2 (N - 1) edges (networked), over a
-complete graph with equal weights (the exact mean each step: what a center would do), and not at all (each for its own reward).
+  networked     neighbors on the MDP's own sparse graph, Metropolis-Hastings weights
+  centralized   everybody's exact mean after every step. Linear critics and their mixing commute, so that is the same algorithm with one
+                critic, trained on the team's average reward
+  independent   nobody: private rewards only
 
-J is the long-run average reward of the final policies, a mean over agents: exact from the stationary distribution where the joint actions
-can be written out (8 agents: 256), else simulated. Also printed: J of uniform play, the optimum where it can be computed, and how far
-critics are from their mean, relative to it. Written to benchmarks/results/networked_mdp-AGENTS.json.
+Every seed has an MDP, a graph and a run of its own, the same ones in each arm. J, the long-run average of all agents' rewards, is exact:
+from the stationary distribution under the product of the final policies. J of uniform policies and the optimum of one who controls all
+agents stand beside it. What counts is the share of the centralized arm's gain over uniform policies, (J - J_uniform) / (J_centralized -
+J_uniform), over sums of all seeds; at least 0.95 is expected of the networked arm.
+
+Features: policies are tabular (softmax of numbers for each state and choice; the paper's are Boltzmann policies over 5 random features),
+critics linear in the state times each agent's choice and the state (340 numbers for 8 agents; the paper's have 10 random features).
+With 20 agents, as in the paper, there are 2^20 joint actions, and J is simulated.
+
+    python benchmarks/networked_mdp.py [--seeds 5] [--jobs 1] [--runs FOLDER] [--output FILE]
+
+Runs that are finished already in the folder are not repeated.
 """
 
 from __future__ import annotations
@@ -19,123 +29,170 @@ import json
 import os
 import subprocess
 import sys
-import tempfile
+from concurrent.futures import ThreadPoolExecutor
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from safetensors.torch import load_file
-from scipy import stats
 
+from marl_hpc.actors import Actor
 from marl_hpc.envs.networked.average_reward import average_reward, optimum, product_policy
 from marl_hpc.envs.networked.mdp import RandomMDP, simulated_average_reward
 from marl_hpc.policies import load_networks
 from marl_hpc.summary import git_state, versions
 
 ROOT = Path(__file__).parent.parent
-WAYS = {
-    "networked": [],
-    "complete": ["topology=complete", "topology.weights=uniform"],
-    "alone": ["topology.mix=none"],
+EXPECTED = 0.95
+ARMS = {
+    "networked": (),
+    "centralized": ("topology=complete", "topology.weights=uniform"),
+    "independent": ("topology.mix=none",),
 }
-SETTINGS = [
-    "env=networked/mdp", "paradigm=networked", "algorithm=networked_ac", "algorithm.hidden=[32]", "algorithm.lr=3e-3", "algorithm.entropy=0.05",
-    "algorithm.critic_lr=0.01", "algorithm.critic_lr_exponent=0.1", "rollout.envs=32", "rollout.fragment=8", "rollout.max_lag=0", "world=inline",
-    "evaluate.final_episodes=1", "evaluate.episodes=1", "evaluate.every_steps=100000000",
-]  # fmt: skip
+ALGORITHMS = {
+    "action_value": (),
+    # a reward model is a regression, whose largest stable step is a smaller one
+    "state_value": ("algorithm.critic=state_value", "algorithm.lr=200", "algorithm.critic_lr=1.5"),
+}
+MANY = ("env.agents=20", "algorithm.critic_lr=1.5")
+SIMULATED = {"steps": 2000, "copies": 64, "burn_in": 100}
 
 
-def run(way: str, agents: int, seed: int, steps: int, version: int) -> dict[str, Any]:
-    with tempfile.TemporaryDirectory() as scratch:
-        folder = Path(scratch) / "run"
+class Case:
+    """One run: an algorithm, an arm, a seed."""
+
+    def __init__(self, runs: Path, agents: int, algorithm: str, arm: str, seed: int) -> None:
+        self.agents, self.algorithm, self.arm, self.seed = agents, algorithm, arm, seed
+        self.folder = runs / f"{agents}-{algorithm}-{arm}-{seed}"
+        self.settings = [*ALGORITHMS[algorithm], *ARMS[arm], *(MANY if agents == 20 else ())]
+
+    def run(self) -> None:
+        """Train, unless that's done. Raises RuntimeError with the end of its output where it fails."""
+        if (self.folder / "summary.json").exists():
+            return
         overrides = [
-            *SETTINGS, *WAYS[way], f"env.agents={agents}", f"env.mdp_seed={seed}", f"seed={seed}", f"budget.env_steps={steps}",
-            f"checkpoint.every_steps={steps}", f"algorithm.version={version}", f"run.dir={folder}",
+            "experiment=networked/mdp", *self.settings, f"seed={self.seed}", f"env.mdp_seed={self.seed}", "world=inline",
+            "evaluate.every_steps=1000000", "evaluate.final_episodes=1", f"run.dir={self.folder}", "run.resume=auto",
         ]  # fmt: skip
-        subprocess.run(
-            [sys.executable, "-m", "marl_hpc", *overrides], check=True, env={**os.environ, "OMP_NUM_THREADS": "1"},
-            stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
-        )  # fmt: skip
-        mdp = RandomMDP(agents=agents, seed=seed)
-        policies = probabilities(folder, mdp)
-        (checkpoint,) = sorted((folder / "checkpoints").iterdir())[-1:]
-        rows = load_file(checkpoint / "learner-shared.safetensors")["values"]
-        distances = [line["consensus/distance"] for line in lines(folder) if "consensus/distance" in line]
-    found: dict[str, Any] = {"seed": seed, "env_steps": steps, "J": earned(mdp, policies)}
-    if distances:
-        found["consensus"] = {"distance_first": distances[0], "distance_last": float(np.mean(distances[-10:]))}
-    width = policy_width(mdp)
-    critics = rows[:, width:].double()
-    found["critic_spread"] = float((critics - critics.mean(0)).norm() / (len(critics) ** 0.5 * critics.mean(0).norm()))
-    return found
+        command = [sys.executable, "-m", "marl_hpc", *overrides]
+        done = subprocess.run(command, capture_output=True, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
+        if done.returncode:
+            raise RuntimeError(f"{' '.join(command)} ended with {done.returncode}:\n{done.stdout[-2000:]}{done.stderr[-2000:]}")
+
+    def result(self) -> dict[str, Any]:
+        """J of the final policies, and how far critics were apart on the way."""
+        policies = policies_of(self.folder)
+        lines = [json.loads(line) for line in (self.folder / "metrics.jsonl").read_text().splitlines()]
+        curve = [(line["env_steps"], line["consensus/error"]) for line in lines if "consensus/error" in line]
+        thinned = curve[:: max(1, len(curve) // 40)] + curve[-1:]
+        summary = json.loads((self.folder / "summary.json").read_text())
+        record: dict[str, Any] = {"seed": self.seed, "env_steps": summary["env_steps"], "wall_s": round(summary["wall_s"], 1)}
+        record["entropy"] = float(-(policies * np.log(policies.clip(1e-300))).sum(-1).mean())
+        record["consensus_error"] = [[steps, float(f"{error:.4g}")] for steps, error in thinned]
+        return record | value(self.agents, self.seed, policies)
 
 
-def lines(folder: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-
-
-def policy_width(mdp: RandomMDP) -> int:
-    """Numbers of one agent's policy: one hidden layer of 32."""
-    return mdp.states * 32 + 32 + 32 * mdp.actions + mdp.actions
-
-
-def probabilities(folder: Path, mdp: RandomMDP) -> np.ndarray:
-    """The policies [N, S, A] of a run."""
-    (network,) = load_networks(folder).values()
-    (group,) = network.groups
-    seen = torch.eye(mdp.states).unsqueeze(1).expand(-1, mdp.agents, -1).unsqueeze(0)
-    fields = {"observation": seen, "active": torch.ones(seen.shape[:-1], dtype=torch.bool)}
+def policies_of(folder: Path) -> np.ndarray:
+    """Final policies [N, S, A] of a run, whose agents observe the state as a one-hot."""
+    (actor,) = load_networks(folder).values()
+    assert isinstance(actor, Actor)
+    name, agents, states = actor.group.name, len(actor.group.agents), actor.group.observation_shape[0]
+    seen = torch.eye(states).unsqueeze(1).expand(1, -1, agents, -1)
+    inputs = {name: {"observation": seen, "active": torch.ones(seen.shape[:-1], dtype=torch.bool)}}
     with torch.no_grad():
-        said = network.parameters_of({group.name: fields}, torch.zeros(0), torch.zeros(1, mdp.states, dtype=torch.bool))[group.name]
-    chance = said.double().exp()[0].transpose(0, 1).numpy()
-    return chance / chance.sum(-1, keepdims=True)
+        logits = actor.parameters_of(inputs, torch.zeros(0), torch.zeros(seen.shape[:2], dtype=torch.bool))[name]
+    chances = logits[0].movedim(1, 0).double().exp().numpy()
+    return chances / chances.sum(-1, keepdims=True)
 
 
-def earned(mdp: RandomMDP, policies: np.ndarray) -> float:
-    """J, in reward units a step: exact where there are tables."""
-    if mdp.agents <= 8:
-        tables = mdp.tables()
-        return float(average_reward(tables.transition, tables.reward.mean(-1), product_policy(policies)))
-    return simulated_average_reward(mdp, policies, steps=2000, copies=64).mean
+def value(agents: int, seed: int, policies: np.ndarray) -> dict[str, float]:
+    """J: exact, or with its standard error where tables would be too large."""
+    mdp = RandomMDP(agents=agents, seed=seed)
+    if agents == 8:
+        transition, reward = tables(seed)
+        return {"j": float(average_reward(transition, reward, product_policy(policies)))}
+    estimate = simulated_average_reward(mdp, policies, **SIMULATED)
+    return {"j": estimate.mean, "j_standard_error": estimate.standard_error}
+
+
+@cache
+def tables(seed: int) -> tuple[np.ndarray, np.ndarray]:
+    transition, reward = RandomMDP(agents=8, seed=seed).tables()
+    return transition, reward.mean(-1)
+
+
+def compare(agents: int, arms: dict[str, list[dict[str, Any]]], seeds: int) -> dict[str, Any]:
+    """Arms' J beside the uniform policies' and the optimum, and their shares of the centralized gain."""
+    uniform = [value(agents, seed, np.full((agents, 20, 2), 0.5))["j"] for seed in range(seeds)]
+    record: dict[str, Any] = {"runs": arms, "j_uniform": uniform}
+    if agents == 8:
+        record["j_optimum"] = [optimum(*tables(seed)).average for seed in range(seeds)]
+    gains = {arm: np.array([run["j"] for run in runs]) - uniform for arm, runs in arms.items()}
+    record["share_of_centralized_gain"] = {arm: float(gain.sum() / gains["centralized"].sum()) for arm, gain in gains.items()}
+    record["share_by_seed"] = {arm: (gain / gains["centralized"]).tolist() for arm, gain in gains.items()}
+    return record
+
+
+def table(title: str, record: dict[str, Any]) -> str:
+    lines = [f"{title}\n", "| | J, mean over seeds | share of the centralized gain | last consensus error |", "|---|---|---|---|"]
+    for arm, runs in record["runs"].items():
+        errors = [run["consensus_error"][-1][1] for run in runs if run["consensus_error"]]
+        last = f"{max(errors):.2g}" if errors else "–"
+        lines.append(
+            f"| {arm} | {np.mean([run['j'] for run in runs]):.4f} | {record['share_of_centralized_gain'][arm]:.3f} | {last} |"
+        )
+    lines.append(f"| uniform policies | {np.mean(record['j_uniform']):.4f} | 0 | – |")
+    if "j_optimum" in record:
+        lines.append(f"| optimum | {np.mean(record['j_optimum']):.4f} | – | – |")
+    return "\n".join(lines)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--agents", type=int, default=8)
-    parser.add_argument("--seeds", type=int, default=5)
-    parser.add_argument("--steps", type=int, default=600_000)
-    parser.add_argument("--version", type=int, default=2)
+    parser.add_argument("--seeds", type=int, default=5, help="of 8 agents")
+    parser.add_argument("--seeds-20", type=int, default=1, help="of 20 agents")
+    parser.add_argument("--jobs", type=int, default=1, help="runs side by side, a core each")
+    parser.add_argument("--runs", type=Path, default=ROOT / "runs" / "networked_mdp", help="where runs lie")
+    parser.add_argument("--output", type=Path, default=Path(__file__).parent / "results" / "networked_mdp.json")
     arguments = parser.parse_args()
-    rows = []
-    for seed in range(arguments.seeds):
-        mdp = RandomMDP(agents=arguments.agents, seed=seed)
-        uniform = earned(mdp, np.full((mdp.agents, mdp.states, mdp.actions), 1 / mdp.actions))
-        row: dict[str, Any] = {"seed": seed, "uniform": uniform}
-        if arguments.agents <= 8:
-            tables = mdp.tables()
-            row["optimum"] = optimum(tables.transition, tables.reward.mean(-1)).average
-        for way in WAYS:
-            row[way] = run(way, arguments.agents, seed, arguments.steps, arguments.version)
-        row["ratio"] = (row["networked"]["J"] - uniform) / (row["complete"]["J"] - uniform)
-        rows.append(row)
-        best = f", optimum {row['optimum']:.4f}" if "optimum" in row else ""
-        print(
-            f"seed {seed}: uniform {uniform:.4f}, alone {row['alone']['J']:.4f}, networked {row['networked']['J']:.4f}, complete "
-            f"{row['complete']['J']:.4f}{best}; ratio {row['ratio']:.3f}; critics differ by {row['networked']['critic_spread']:.1e}, alone "
-            f"{row['alone']['critic_spread']:.1e}",
-            flush=True,
-        )
-    ratios = [row["ratio"] for row in rows]
-    record: dict[str, Any] = {
-        "question": (__doc__ or "").splitlines()[0], "git": git_state(), "versions": versions(), "settings": SETTINGS, "ways": WAYS,
-        "version": arguments.version, "agents": arguments.agents, "env_steps": arguments.steps, "rows": rows, "ratio_mean": float(np.mean(ratios)),
+    asked = [(8, algorithm, arguments.seeds) for algorithm in ALGORITHMS] + [(20, "action_value", arguments.seeds_20)]
+    cases = {
+        (agents, algorithm): {arm: [Case(arguments.runs, agents, algorithm, arm, seed) for seed in range(seeds)] for arm in ARMS}
+        for agents, algorithm, seeds in asked
+        if seeds
+    }
+    arguments.runs.mkdir(parents=True, exist_ok=True)
+    results = {}
+    with ThreadPoolExecutor(arguments.jobs) as pool:
+        for (agents, algorithm), arms in cases.items():
+            for _ in pool.map(Case.run, [case for group in arms.values() for case in group]):
+                pass
+            record = compare(
+                agents, {arm: [case.result() for case in group] for arm, group in arms.items()}, len(arms["networked"])
+            )
+            record["settings"] = {arm: group[0].settings for arm, group in arms.items()}
+            results[f"{agents} agents, {algorithm}"] = record
+            print(table(f"{agents} agents, critic={algorithm}", record) + "\n", flush=True)
+            write(arguments.output, results)
+    share = results["8 agents, action_value"]["share_of_centralized_gain"]["networked"]
+    if share < EXPECTED:
+        sys.exit(f"networked agents got {share:.3f} of the centralized gain; at least {EXPECTED} was expected")
+
+
+def write(path: Path, results: dict[str, Any]) -> None:
+    experiment = ROOT / "marl_hpc" / "configs" / "experiment" / "networked" / "mdp.yaml"
+    record = {
+        "question": (__doc__ or "").splitlines()[0],
+        "features": {
+            "policies": "tabular: a softmax of numbers for each state and choice",
+            "critics": "linear in the state, and the state times each agent's choice (20 + 40 N numbers)",
+        },
+        "states": 20, "actions": 2, "mdp_seed": "the run's seed", "experiment": experiment.read_text(), "simulated_j": SIMULATED,
+        "cores": os.cpu_count(), "git": git_state(), "versions": versions(), "results": results,
     }  # fmt: skip
-    if len(ratios) > 1:
-        record["ratio_interval"] = list(map(float, stats.t.interval(0.95, len(ratios) - 1, np.mean(ratios), stats.sem(ratios))))
-    path = ROOT / "benchmarks" / "results" / f"networked_mdp-{arguments.agents}-{arguments.version}.json"
+    path.parent.mkdir(exist_ok=True)
     path.write_text(json.dumps(record, indent=1) + "\n")
-    print(f"ratio {record['ratio_mean']:.3f} {record.get('ratio_interval', '')}")
 
 
 if __name__ == "__main__":

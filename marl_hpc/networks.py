@@ -175,10 +175,10 @@ class StackedNetwork(nn.Module):
         layers = [_layer(a, b, math.sqrt(2), generator) for a, b in pairwise(sizes)]
         self.inner = len(layers)
         if self.units:
-            inputs = hidden[-1] if remembered is None else remembered
+            inputs = sizes[-1] if remembered is None else remembered
             layers += [_layer(size, 3 * self.units, 1.0, generator) for size in (inputs, self.units)]
         layers += [_layer(a, b, math.sqrt(2), generator) for a, b in beside]
-        layers.append(_layer(self.units or hidden[-1], outputs, final_gain, generator))
+        layers.append(_layer(self.units or sizes[-1], outputs, final_gain, generator))
         self.shapes = [part.shape for layer in layers for part in layer] + [torch.Size([1, free])] * bool(free)
         row = torch.cat([part.flatten() for layer in layers for part in layer] + [torch.zeros(free)])
         self.rows = nn.Parameter(row.expand(self.agents, -1).clone())

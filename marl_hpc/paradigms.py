@@ -16,7 +16,9 @@ from marl_hpc.types import EnvSpec, GroupSpec, InterfaceSpec
 
 class Paradigm(NamedTuple):
     agent: type[AgentInterface]
-    critic_sees: str  # own: the agent's own observation | state: the team's state too | joint: all members' observations
+    # own: the agent's own observation | state: the team's state too | joint: all members' observations | algorithm: what the
+    # algorithm's class says by `critic_sees`, and by `sees_joint_actions`; own where it says nothing
+    critic_sees: str
     policy_sees: str  # own | joint
     exchange: str
     stacked: bool = False  # each agent has parameters of its own
@@ -30,7 +32,7 @@ PARADIGMS: dict[str, Paradigm] = {
     "independent": Paradigm(IndependentAgent, "own", "own", "all-reduce among replicas of the same policy only"),
     "ctde": Paradigm(TeamAgent, "state", "own", "all-reduce among the team's replicas"),
     "centralized": Paradigm(TeamAgent, "joint", "joint", "all-reduce among the team's replicas"),
-    "networked": Paradigm(NetworkedAgent, "own", "own", "neighbor-only all-reduce after each agent's own step", stacked=True),
+    "networked": Paradigm(NetworkedAgent, "algorithm", "own", "neighbor-only all-reduce after each agent's own step", stacked=True),
 }
 
 
@@ -72,22 +74,21 @@ def plan(config: Config, spec: EnvSpec) -> list[Plan]:
         own = section.get("algorithm", {})
         same = own.get("name", config.algorithm.get("name")) == config.algorithm.get("name")
         algorithm, options = algorithms.configure({**config.algorithm, **own} if same else own)  # options are an algorithm's own
-        # agents of their own see by their algorithm: in the others it is the paradigm's to say
-        sees = getattr(algorithm, "critic_sees", paradigm.critic_sees) if paradigm.stacked else paradigm.critic_sees
+        by_algorithm = paradigm.critic_sees == "algorithm"
+        critic_sees = getattr(algorithm, "critic_sees", "own") if by_algorithm else paradigm.critic_sees
+        joint_actions = by_algorithm and getattr(algorithm, "sees_joint_actions", False)
         interface = InterfaceSpec(
             name=name,
             paradigm=paradigm_name,
             groups=members,
             team_reward=section.get("team_reward", config.team_reward) if paradigm.teams else "individual",
-            critic_sees=sees,
+            critic_sees=critic_sees,
             joint_policy=paradigm.policy_sees == "joint",
             stacked=paradigm.stacked,
             mix=config.topology.mix if paradigm.stacked else "none",
             turns=len(spec.agents) if spec.turn_based else 1,
-            state_size=math.prod(spec.state_shape) if sees == "state" else 0,
-            joint_actions=sum(len(g.agents) for g in members)
-            if paradigm.stacked and getattr(algorithm, "joint_action", False)
-            else 0,
+            state_size=math.prod(spec.state_shape) if critic_sees == "state" else 0,
+            joint_agents=tuple(agent for group in members for agent in group.agents) if joint_actions else (),
         )
         if interface.team_reward not in ("mean", "sum", "individual"):
             raise ConfigError(f"team_reward={interface.team_reward!r} is not a choice; mean, sum or individual")

@@ -127,14 +127,12 @@ class InterfaceSpec:
     joint_policy: bool = False  # the agents are one policy
     stacked: bool = False  # each agent has parameters of its own
     mix: str = "none"  # what of those agents average with their neighbors: critic | all | none
-    joint_actions: int = (
-        0  # agents whose actions each row holds besides, for critics that see them: all of the whole group's, or none
-    )
     # pairs (i, j), agent i hears agent j, where they talk or critics see neighbors; of all ranks' agents
     neighbors: tuple[tuple[int, int], ...] = ()
     part_of: str = ""  # the interface that this is a rank's part of, where its agents are spread over ranks
     turns: int = 1  # steps from one turn of an agent to its next, about: 1 where all act at once
     state_size: int = 0
+    joint_agents: tuple[str, ...] = ()  # whose actions, in this order, critics see as the joint action; () where none does
 
     @property
     def agents(self) -> tuple[str, ...]:

@@ -155,10 +155,16 @@ class NetworkedAgent(AgentInterface):
         return rows.T.contiguous()
 
     def learn(self, *arguments: Any, **options: Any) -> dict[str, float]:
-        """As `AgentInterface.learn`; `consensus/distance` says how far a first mixing moved agents, relative to their parameters."""
+        """As `AgentInterface.learn`; `consensus/distance` says how far a first mixing moved agents, relative to their parameters, and
+        `consensus/error` how far this rank's are from their mean after the last one, relative to that mean."""
         self.moved = None if self.mixed else torch.zeros(())
         metrics = super().learn(*arguments, **options)
-        return metrics | ({"consensus/distance": float(self.moved)} if self.mixed and self.moved is not None else {})
+        if not self.mixed or self.moved is None:
+            return metrics
+        rows = torch.cat(self.mixed, 1)
+        mean = rows.mean(0)
+        error = (rows - mean).norm() / (mean.norm() * len(rows) ** 0.5).clamp_min(1e-12)
+        return metrics | {"consensus/distance": float(self.moved), "consensus/error": float(error)}
 
 
 def encoded(names: Sequence[str]) -> Tensor:

@@ -1,7 +1,9 @@
 """Algorithms: what is optimized, never who else optimizes it. One file each; `ALGORITHMS` maps names to classes.
 
-An algorithm is a class with a `Config` dataclass and the methods of `Algorithm` below. Sums that have to run over all replicas of
-a learner go through the `exchange` it is given; alone, that adds nothing.
+An algorithm is a class with a `Config` dataclass and the methods of `Algorithm` below. It may have more: `annealing(updates)`, the share
+of each part's learning rate that the next gradient step takes, after so many; and for paradigm=networked `networked = True`, with what
+its critics see there: `critic_sees` (own | state) and `sees_joint_actions`. Sums that have to run over all replicas of a learner go
+through the `exchange` it is given; alone, that adds nothing.
 """
 
 from __future__ import annotations
@@ -139,11 +141,15 @@ def network_options(config: NetworkConfig, interface: InterfaceSpec) -> dict[str
     }  # fmt: skip
 
 
-def check_network(config: NetworkConfig, interface: InterfaceSpec, fragment: int) -> None:
+def check_network(config: NetworkConfig, interface: InterfaceSpec, fragment: int, *, linear: bool = False) -> None:
+    """Raise ConfigError for options of the networks that can't be; `linear`: policies may have no hidden layers."""
     if config.activation not in ACTIVATIONS:
         raise ConfigError(f"algorithm.activation={config.activation!r}; choose one of: {', '.join(ACTIVATIONS)}")
-    if not config.hidden or min(config.hidden) < 1:
-        raise ConfigError(f"algorithm.hidden={list(config.hidden)} must be one or more sizes of 1 or more")
+    if not (config.hidden or linear) or min(config.hidden, default=1) < 1:
+        raise ConfigError(
+            f"algorithm.hidden={list(config.hidden)} must be {'' if linear else 'one or more '}sizes of 1 or more"
+            + (", or [] for policies linear in what they see" if linear else "")
+        )
     if config.optimizer not in OPTIMIZERS:
         raise ConfigError(f"algorithm.optimizer={config.optimizer!r} is not a choice; {', '.join(OPTIMIZERS)}")
     for key, owners in (("weight_decay", ("adamw", "sgd")), ("momentum", ("sgd",))):

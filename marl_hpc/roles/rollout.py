@@ -189,7 +189,7 @@ class RolloutWorker:
     def note_joint_actions(self, rows: dict[str, np.ndarray], t: int, actions: dict[str, np.ndarray]) -> None:
         """What all agents of a group did, also those that other workers act for."""
         for plan in self.plans:
-            if plan.interface.joint_actions:
+            if plan.interface.joint_agents:
                 (group,) = plan.interface.groups
                 rows[plan.interface.name]["joint_action"][t] = everybodys(self.env, group.name, actions)
 

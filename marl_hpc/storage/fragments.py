@@ -1,8 +1,8 @@
 """A fragment on the wire: T steps of B copies, one packed row per (step, copy) for each AgentInterface.
 
 Rows are NumPy structured arrays, so a worker writes its fields straight into the message and a learner reads views of it: packing
-costs nothing. T time, B copies, N agents. Fields are named group/field; `first` (an episode starts here), `state` and `next_state`
-belong to all groups. Beside the rows, where policies have a memory, it comes as of the start of each chunk of steps.
+costs nothing. T time, B copies, N agents. Fields are named group/field; `first` (an episode starts here), `state`,
+`next_state` and `joint_action` belong to all groups. Beside the rows, where policies have a memory, it comes as of the start of each chunk of steps.
 """
 
 from __future__ import annotations
@@ -23,8 +23,8 @@ def row_dtype(interface: InterfaceSpec, dtype: str) -> np.dtype:
     fields: list[tuple] = [("first", "bool")]
     if interface.critic_sees == "state":
         fields += [(name, dtype, (interface.state_size,)) for name in ("state", "next_state")]
-    if interface.joint_actions:
-        fields.append(("joint_action", "int64", (interface.joint_actions,)))
+    if interface.joint_agents:  # of all of them, also where the interface trains a few
+        fields.append(("joint_action", "int64", (len(interface.joint_agents),)))
     for group in interface.groups:
         n, space = len(group.agents), group.action_space
         own = [

@@ -140,9 +140,15 @@ TABLE = {
     "sac": (("independent", "ctde"), EVERY_SPACE, ("algorithm=sac", "paradigm=independent or ctde", "algorithm=ppo"), ()),
     # critics of all agents' actions, gradients through the own one: Lowe et al. 2017
     "maddpg": (("ctde",), EVERY_SPACE, ("algorithm=maddpg", "needs a team", "paradigm=ctde"), ()),
+    # neighbors agree on critics of the state and everybody's choices: Zhang et al. 2018
+    "networked_ac": (
+        ("networked",), ("discrete", "masked"), ("algorithm=networked_ac", "needs paradigm=networked", "algorithm=a2c"),
+        ("algorithm=networked_ac", "must be discrete", "algorithm=a2c"),
+    ),
 }  # fmt: skip
 LITTLE = {
-    "ppo": ["epochs=2", "minibatches=2"], "a2c": [], "scalable_ac": [], "happo": ["epochs=1", "minibatches=2"], "coma": ["critic_steps=2"],
+    "ppo": ["epochs=2", "minibatches=2"], "a2c": [], "scalable_ac": [], "networked_ac": [], "happo": ["epochs=1", "minibatches=2"],
+    "coma": ["critic_steps=2"],
     **{name: ["batch=4", "starts=1", "samples_per_insert=1"] for name in ("dqn", "vdn", "qmix", "sac", "maddpg")},
 }  # fmt: skip
 REMEMBER = {"no memory": [], "gru": ["algorithm.gru=4", "algorithm.chunk=4"]}

@@ -91,6 +91,13 @@ def test_the_state_stands_there_once_and_only_where_a_critic_sees_it(dtype):
         assert not {"state", "next_state"} & set(names)
 
 
+@both
+def test_the_joint_action_stands_there_whole_where_a_critic_sees_it_also_for_a_part_of_the_agents(dtype):
+    part = replace(INTERFACES["discrete"], joint_agents=("z", "a", "b", "c", "y"))
+    assert opened(pack(allocate(part, dtype, 2, 3)), part, dtype)["joint_action"].shape == (2, 3, 5)
+    assert "joint_action" not in opened(pack(allocate(INTERFACES["discrete"], dtype, 2, 3)), INTERFACES["discrete"], dtype)
+
+
 @every
 def test_packing_and_unpacking_copy_nothing(interface):
     rows, _ = filled(interface, "float32")

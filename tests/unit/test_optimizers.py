@@ -79,13 +79,15 @@ def test_loaded_state_is_a_copy():
     assert adam.state()["count"].item() == 2
 
 
-@pytest.mark.parametrize("name", ["adam", "adamw", "sgd"])
-def test_a_factor_scales_the_learning_rate_of_one_step(name):
-    def steps(lr, factor):
-        values = torch.linspace(-1, 1, 7, dtype=torch.float64)
-        optimizer = build(OptimizerSpec(name=name, lr=lr), values)
-        for gradient in (values.sin(), values.cos()):
-            optimizer.step(values, gradient, factor)
-        return values
-
-    torch.testing.assert_close(steps(0.2, 0.5), steps(0.1, 1.0))
+@pytest.mark.parametrize("kind", KINDS)
+def test_an_annealed_step_is_torchs_at_the_lower_learning_rate(kind):
+    options, reference_class = KINDS[kind]
+    ours, theirs = values_of(0).detach(), values_of(0)
+    optimizer = build(OptimizerSpec(name=kind.partition(",")[0], **options), ours)
+    reference = reference_class([theirs], **options)
+    for t, gradient in enumerate(gradients(10), start=1):
+        theirs.grad.copy_(gradient)
+        reference.param_groups[0]["lr"] = options["lr"] * t**-0.65
+        reference.step()
+        optimizer.step(ours, gradient, t**-0.65)
+        torch.testing.assert_close(ours, theirs.detach(), rtol=0, atol=1e-12)
