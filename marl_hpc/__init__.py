@@ -9,7 +9,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from marl_hpc.agents import AgentInterface, AsynchronousAgent, IndependentAgent, TeamAgent
+    from marl_hpc.agents import AgentInterface, AsynchronousAgent, IndependentAgent, NetworkedAgent, TeamAgent
     from marl_hpc.cli import run
     from marl_hpc.job import Summary
     from marl_hpc.policies import Policy, load_policy
@@ -22,9 +22,20 @@ _NAMES = {
     "AgentInterface": "marl_hpc.agents",
     "AsynchronousAgent": "marl_hpc.agents",
     "IndependentAgent": "marl_hpc.agents",
+    "NetworkedAgent": "marl_hpc.agents",
     "TeamAgent": "marl_hpc.agents",
 }
-__all__ = ["AgentInterface", "AsynchronousAgent", "IndependentAgent", "Policy", "Summary", "TeamAgent", "load_policy", "run"]
+__all__ = [
+    "AgentInterface",
+    "AsynchronousAgent",
+    "IndependentAgent",
+    "NetworkedAgent",
+    "Policy",
+    "Summary",
+    "TeamAgent",
+    "load_policy",
+    "run",
+]
 
 
 def __getattr__(name: str) -> Any:

@@ -31,8 +31,8 @@ class Neighbors(Exchange, Protocol):
         """Each agent's row of [n, P] becomes the weighted mean of its own and its neighbors', in place."""
         ...
 
-    def turn(self) -> None:
-        """Go on to the graph of the next step, where it changes from one to the next."""
+    def turn_to(self, step: int) -> None:
+        """Mix by the graph of this step from now on, where it changes from one to the next."""
         ...
 
     def rewards(self, reward: Tensor) -> Tensor:
@@ -50,6 +50,7 @@ class NetworkedAgent(AgentInterface):
         skipped = {"all": 0, "critic": len(self.interface.policies), "none": len(self.blocks)}[self.interface.mix]
         self.mixed = self.blocks[skipped:]
         self.moved: Tensor | None = None
+        self.wrong = ""
         statistics = getattr(self.algorithm, "values", None)
         if statistics is not None and self.mixed:  # critics that are averaged have to speak in one unit
             statistics.mixed = self.mix_moments
@@ -58,8 +59,8 @@ class NetworkedAgent(AgentInterface):
         return {**batch, **{f"{g.name}/reward": self.exchange.rewards(batch[f"{g.name}/reward"]) for g in self.interface.groups}}
 
     def gradient(self, minibatch: dict[str, Tensor]) -> Tensor:
-        """Leave each agent's mean gradient, clipped by its own norm, in the buffer's `grad`. Returns the minibatch's sums. Raises
-        FloatingPointError naming agents whose gradient isn't finite."""
+        """Leave each agent's mean gradient, clipped by its own norm, in the buffer's `grad`. Returns the minibatch's sums. A gradient that
+        isn't finite is left out, and `learn` says so in the end: others are waiting to mix with these agents."""
         parameters = self.parameters
         parameters.message.zero_()
         loss, sums = self.algorithm.loss(minibatch)
@@ -69,27 +70,29 @@ class NetworkedAgent(AgentInterface):
         counts = minibatch["known"].sum((0, 1)).clamp_min(1)
         rows = [part.view(len(counts), -1) for part in parameters.values.grad.split(parameters.sizes)]
         norms = torch.stack([part.norm(dim=1) for part in rows]).norm(dim=0) / counts
-        if not torch.isfinite(norms).all():
-            bad = (~torch.isfinite(norms)).nonzero().flatten().tolist()
+        finite = torch.isfinite(norms)
+        if not finite.all() and not self.wrong:
+            bad = (~finite).nonzero().flatten().tolist()
             names = ", ".join(self.interface.agents[i] for i in bad[:5]) + (f" and {len(bad) - 5} more" if len(bad) > 5 else "")
-            raise FloatingPointError(
+            self.wrong = (
                 f"the gradient of {names} isn't finite at gradient step {self.updates}: their batch was finite; lower algorithm.lr or "
                 "algorithm.max_grad_norm"
             )
         scale = (self.max_grad_norm / (norms + 1e-6)).clamp_max(1) / counts
         for part in rows:
             part *= scale[:, None]
+            part[~finite] = 0
         return parameters.sums.clone()
 
     def update(self) -> None:
         """A step of each agent's own, then one of mixing."""
         super().update()
+        self.exchange.turn_to(self.updates)
         for block in self.mixed:
             before = block.clone() if self.moved is None else None
             self.exchange.mix(block)
             if before is not None:
                 self.moved = (block - before).norm() / before.norm().clamp_min(1e-12)
-        self.exchange.turn()
 
     def export(self, name: str, path: Path, version: int) -> None:
         """As `AgentInterface.export`; of a part of the agents, with their places among all."""
@@ -122,6 +125,7 @@ class NetworkedAgent(AgentInterface):
                 of_agents = x.dim() > 0 and len(x) == len(decoded(states[0]["agents"]))
                 state[name] = self._from_rows(name, torch.cat([s[name] for s in states])[own] if of_agents else x)
         super().load_state(state)
+        self.exchange.turn_to(self.updates)
 
     def _widths(self, name: str) -> list[int] | None:
         """How many numbers of each block an agent has in a flat buffer of this name; None where it isn't one."""
@@ -158,13 +162,16 @@ class NetworkedAgent(AgentInterface):
         """As `AgentInterface.learn`; `consensus/distance` says how far a first mixing moved agents, relative to their parameters, and
         `consensus/error` how far this rank's are from their mean after the last one, relative to that mean."""
         self.moved = None if self.mixed else torch.zeros(())
+        self.wrong = ""
         metrics = super().learn(*arguments, **options)
+        if self.wrong:
+            raise FloatingPointError(self.wrong)
         if not self.mixed or self.moved is None:
             return metrics
-        rows = torch.cat(self.mixed, 1)
-        mean = rows.mean(0)
-        error = (rows - mean).norm() / (mean.norm() * len(rows) ** 0.5).clamp_min(1e-12)
-        return metrics | {"consensus/distance": float(self.moved), "consensus/error": float(error)}
+        means = [block.mean(0) for block in self.mixed]
+        apart = torch.stack([(block - mean).norm() for block, mean in zip(self.mixed, means, strict=True)]).norm()
+        size = torch.stack([mean.norm() for mean in means]).norm() * len(self.interface.agents) ** 0.5
+        return metrics | {"consensus/distance": float(self.moved), "consensus/error": float(apart / size.clamp_min(1e-12))}
 
 
 def encoded(names: Sequence[str]) -> Tensor:

@@ -45,8 +45,8 @@ class GraphExchange:
             plan, order = self.mixing[(self.step * self.rounds + i) % len(self.mixing)]
             self._exchange(rows, plan, order, rows)
 
-    def turn(self) -> None:
-        self.step += 1
+    def turn_to(self, step: int) -> None:
+        self.step = step
 
     def rewards(self, reward: Tensor) -> Tensor:
         if self.reward is None:

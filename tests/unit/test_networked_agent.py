@@ -175,3 +175,25 @@ def test_a_falling_learning_rate_reaches_nothing_where_it_should():
     assert moved[0] == pytest.approx(7e-4, rel=0.05)  # Adam's first step is the learning rate
     assert moved[2:] == [0, 0]
     assert 0 < moved[1] < moved[0]
+
+
+def test_a_topology_that_changes_goes_on_where_it_was_after_a_restart():
+    kind, config = algorithms.configure({"name": "a2c", "hidden": [8]})
+
+    def build():
+        graphs = topology.one_peer_exponential(4)
+        plans = [ExchangePlan(mixing.uniform(graph), np.zeros(4, int), 0) for graph in graphs]
+        exchange = GraphExchange(np.arange(4), plans, None, Nobody())
+        interface = interface_of(mix="all", agents=4)
+        return NetworkedAgent(kind, config, interface, exchange, device=torch.device("cpu"), dtype=torch.float64, seed=1)
+
+    agent = build()
+    batch = batch_of(agent.interface, T, B)
+    learn(agent, batch, 3)
+    again = build()
+    again.load_state(agent.state())
+    for each in (agent, again):
+        learn(each, batch, 2)
+    assert torch.equal(agent.parameters.values, again.parameters.values)
+    moved = (agent.blocks[0] - agent.blocks[0].mean(0)).abs().max()
+    assert moved > 0
