@@ -35,6 +35,7 @@ class LocalMessages:
         """`table` int [n, D]: the row of each neighbor in what `reach` gives, -1 where there is none."""
         self.table = torch.from_numpy(np.ascontiguousarray(table, np.int64))
         self.degrees = (self.table >= 0).sum(1)  # [n]
+        self.agents = np.arange(len(table))  # [n]: their numbers among all
 
     def reach(self, x: Tensor) -> Tensor:
         """x [n, …] of these agents, then what their neighbors elsewhere hold."""

@@ -57,6 +57,11 @@ class ScalableAC(A2C):
                 f"algorithm=scalable_ac needs paradigm=networked, where agents have neighbors; got paradigm={interface.paradigm}: set that, "
                 "or use algorithm=a2c"
             )
+        if config.messages != "none" or config.gru:
+            raise ConfigError(
+                f"algorithm.messages={config.messages} and algorithm.gru={config.gru} with algorithm=scalable_ac, whose policies are of present "
+                "observations: leave messages out and set gru=0, or use algorithm=a2c"
+            )
         super().check(config, interface, fragment)
         if config.kappa < 1:
             raise ConfigError(f"algorithm.kappa={config.kappa} must be 1 hop or more")
@@ -64,10 +69,6 @@ class ScalableAC(A2C):
             raise ConfigError(
                 f"topology.mix={interface.mix} with algorithm=scalable_ac: critics of different neighborhoods have nothing to agree on; "
                 "set topology.mix=none"
-            )
-        if config.gru:
-            raise ConfigError(
-                f"algorithm.gru={config.gru} with algorithm=scalable_ac: policies are of present observations; set gru=0"
             )
         if config.correction == "vtrace":
             raise ConfigError(
@@ -93,7 +94,10 @@ class ScalableAC(A2C):
         if f"{name}/next_action_mask" in batch:
             inputs["action_mask"] = batch[f"{name}/next_action_mask"]
         steps, copies = seen.shape[:2]
-        noise = draw_noise(group.action_space, generator(seed, NEXT_ACTION), (steps * copies, len(group.agents)))
+        assert self.critic.neighbors is not None, "whoever has agents of others' neighborhoods has connected them"
+        # of all agents, on whatever ranks they are, so that the draw doesn't depend on that
+        noise = draw_noise(group.action_space, generator(seed, NEXT_ACTION), (steps * copies, self.everyone))
+        noise = noise[:, self.critic.neighbors.agents]
         flat = {field: x.flatten(0, 1) for field, x in inputs.items()}
         drawn = policy.act({name: flat}, seen.new_zeros(0), {name: torch.from_numpy(noise).to(seen)})[0][name]
         return {**batch, f"{name}/next_action": drawn.unflatten(0, (steps, copies))}

@@ -80,6 +80,7 @@ class Messages(LocalMessages):
         everybodys = neighbor_table(np.stack(adjacency.nonzero(), 1), len(row))
         heard = everybodys[agents]  # as wide as that of the agent with the most neighbors, wherever it is
         super().__init__(np.where(heard >= 0, row[heard], -1))
+        self.agents = agents
 
     def reach(self, x: Tensor) -> Tensor:
         if self.order is None:

@@ -9,6 +9,7 @@ from rigs.ranks import together
 from marl_hpc import topology
 from marl_hpc.algorithms.a2c import A2C, A2CConfig
 from marl_hpc.algorithms.ppo import PPO, PPOConfig
+from marl_hpc.algorithms.scalable_ac import ScalableAC, ScalableACConfig
 from marl_hpc.comm.collectives import Alone
 from marl_hpc.comm.graphs import Messages
 from marl_hpc.comm.transports import Nobody, PointToPoint
@@ -17,7 +18,7 @@ from marl_hpc.types import ActionSpace, GroupSpec, InterfaceSpec
 
 N, T, B = 7, 12, 3
 GRAPH = topology.from_edges([*[(i, i + 1) for i in range(N - 1)], (0, 3), (2, 6)])
-ALGORITHMS = {"a2c": (A2C, A2CConfig), "ppo": (PPO, PPOConfig)}
+ALGORITHMS = {"a2c": (A2C, A2CConfig), "ppo": (PPO, PPOConfig), "scalable_ac": (ScalableAC, ScalableACConfig)}
 
 
 def interface_of(agents):
@@ -36,19 +37,23 @@ def learned(rank, ranks, name, kind, order):
     if order == "reversed":
         mine = mine[::-1]
     kind_of, config = ALGORITHMS[name]
-    options = config(hidden=[8], gru=5, chunk=4, messages=kind)
+    talking = {"gru": 5, "chunk": 4, "messages": kind} if kind in KINDS else {"kappa": int(kind)}
+    options = config(hidden=[8], **talking)
     algorithm = kind_of(options, interface_of(mine), Alone(), device="cpu", dtype=torch.float64, seed=0)
     with torch.no_grad():  # agents' rows apart from each other, the same on any rank
         for module in (algorithm.policies["g"], algorithm.critic):
             (rows,) = module.parameters()
             apart = torch.randn(N, rows.shape[1], generator=torch.Generator().manual_seed(1), dtype=torch.float64)
             rows += 0.3 * apart[mine.copy()]
-    algorithm.connect(Messages(GRAPH.adjacency, owners, rank, PointToPoint() if ranks > 1 else Nobody(), mine))
+    adjacency = topology.within(GRAPH, algorithm.hops).adjacency
+    algorithm.connect(Messages(adjacency, owners, rank, PointToPoint() if ranks > 1 else Nobody(), mine))
     batch = {
         name: x[:, :, mine.copy()] if name.startswith("g/") else x for name, x in batch_of(interface_of(range(N)), T, B).items()
     }
-    batch["g/memory"] = torch.zeros(T // 4, B, *algorithm.policies["g"].memory_shape, dtype=torch.float64)[:, :, : len(mine)]
-    log_probs = algorithm.with_advantages(batch)["proximal_log_prob"]
+    if algorithm.config.gru:
+        batch["g/memory"] = torch.zeros(T // 4, B, *algorithm.policies["g"].memory_shape, dtype=torch.float64)
+    with torch.no_grad():
+        log_probs = algorithm.act(algorithm.at_start(batch))[0]
     for minibatch in algorithm.minibatches(batch, torch.arange(B), B, 0, 0):
         algorithm.loss(minibatch)[0].backward()
     rows = [next(iter(module.parameters())).grad.clone().numpy() for module in (algorithm.policies["g"], algorithm.critic)]
@@ -57,7 +62,7 @@ def learned(rank, ranks, name, kind, order):
 
 @pytest.mark.parametrize(
     ("name", "kind", "ranks", "order"),
-    [*[("a2c", kind, 2, "ascending") for kind in KINDS], ("ppo", "neurcomm", 3, "reversed")],
+    [*[("a2c", kind, 2, "ascending") for kind in KINDS], ("ppo", "neurcomm", 3, "reversed"), ("scalable_ac", "2", 3, "reversed")],
 )
 def test_several_ranks_give_the_gradients_of_one(name, kind, ranks, order):
     _, gradients, log_probs = learned(0, 1, name, kind, "ascending")

@@ -137,6 +137,7 @@ def test_rewards_that_depend_on_neighbors_alone_need_no_more_than_one_hop():
         ("algorithm.kappa=0", "1 hop or more"),
         ("topology.mix=critic", "set topology.mix=none"),
         ("algorithm.gru=4", "set gru=0"),
+        ("algorithm.messages=dial", "leave messages out"),
         ("algorithm.correction=vtrace", "none or truncated"),
         ("algorithm.gae_lambda=2", "between 0 and 1"),
     ],
