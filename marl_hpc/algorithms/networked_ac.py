@@ -114,7 +114,8 @@ class NetworkedAC:
     def check(cls, config: NetworkedACConfig, interface: InterfaceSpec, fragment: int) -> None:
         if not interface.stacked:
             raise ConfigError(
-                f"algorithm=networked_ac needs paradigm=networked; got paradigm={interface.paradigm}: choose that, or use algorithm=a2c or ppo"
+                f"algorithm=networked_ac needs paradigm=networked; got paradigm={interface.paradigm}: choose that, or use algorithm=a2c "
+                "or ppo"
             )
         if interface.mix == "all":
             raise ConfigError(

@@ -38,8 +38,9 @@ class RolloutWorker:
         self.dataset, self.schedule = dataset, schedule
         self.world, self.clock = world, clock
         self.wants_state = any(plan.interface.critic_sees == "state" for plan in plans)
-        agents = {agent: (g.name, i) for g in env.spec.groups for i, agent in enumerate(g.agents)}
-        self.joint_agents = {plan.interface.name: [agents[agent] for agent in plan.interface.joint_agents] for plan in plans}
+        seen = [plan.interface for plan in plans if plan.interface.joint_agents]
+        agents = {agent: (g.name, i) for g in env.spec.groups for i, agent in enumerate(g.agents)} if seen else {}
+        self.joint_agents = {interface.name: [agents[agent] for agent in interface.joint_agents] for interface in seen}
         self.copies = [worker * env.copies + b for b in range(env.copies)]  # their places among all copies of the run
         self.sequence: int | None = None
         self.version: int | None = None
@@ -185,8 +186,7 @@ class RolloutWorker:
 
     def note_joint_actions(self, rows: dict[str, np.ndarray], t: int, actions: dict[str, np.ndarray]) -> None:
         for interface, places in self.joint_agents.items():
-            if places:
-                rows[interface]["joint_action"][t] = np.stack([actions[group][:, i] for group, i in places], 1)
+            rows[interface]["joint_action"][t] = np.stack([actions[group][:, i] for group, i in places], 1)
 
     def chunk(self, policy: str) -> int:
         return next(plan.options.chunk for plan in self.plans if policy in plan.interface.policies)
