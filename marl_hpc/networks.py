@@ -146,7 +146,8 @@ class StackedNetwork(nn.Module):
 
     All agents' layers are one batched matrix product each, whatever N. Agents start equal, so that their average means something from
     the beginning. In a row weights stand layer by layer, a layer's weight [inputs, outputs] before its bias; with a GRU its
-    gates (reset, update, new) side by side. `free` numbers of each agent come with its outputs as they are: deviations.
+    gates (reset, update, new) side by side. Without hidden layers and a GRU it is linear. `free` numbers of each agent come with its
+    outputs as they are: deviations.
     """
 
     def __init__(

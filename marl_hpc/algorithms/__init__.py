@@ -2,8 +2,8 @@
 
 An algorithm is a class with a `Config` dataclass and the methods of `Algorithm` below. It may have more: `annealing(updates)`, the share
 of each part's learning rate that the next gradient step takes, after so many; and for paradigm=networked `networked = True`, with what
-its critics see there: `critic_sees` (own | state) and `sees_joint_actions`. Sums that have to run over all replicas of a learner go
-through the `exchange` it is given; alone, that adds nothing.
+its critics see there: `critic_sees` (own | state) and `sees_joint_actions` (of discrete agents only). Sums that have to run over all
+replicas of a learner go through the `exchange` it is given; alone, that adds nothing.
 """
 
 from __future__ import annotations
@@ -46,7 +46,8 @@ class Algorithm(Protocol):
     """What an AgentInterface trains with. Shapes: T time, B copies that this replica holds, N agents of a group.
 
     A batch holds fields "group/field" [T, B, N, …] (see `storage.fragments`), "first" [T, B], with a critic over the state "state" and
-    "next_state" [T, B, S], and "policy/memory" [C, B, rows, H] of policies with a memory, at the start of each chunk.
+    "next_state" [T, B, S], with one over joint actions "joint_action" [T, B, all agents], and "policy/memory" [C, B, rows, H] of
+    policies with a memory, at the start of each chunk.
     """
 
     Config: ClassVar[type]

@@ -42,7 +42,9 @@ class NetworkedACConfig(NetworkConfig):
     # the gradient of linear policies over s needs (compatible features: Konda & Tsitsiklis 2000)
     features: str = "pairs"
     critic_hidden: list[int] = field(default_factory=list)  # of critics and reward models; none: linear in the features
-    # step t of an actor is lr / t^exponent, of a critic critic_lr / t^critic_exponent: the critic has to be the faster one
+    # step t of an actor is lr / t^exponent, of a critic critic_lr / t^critic_exponent: the critic has to be the faster one.
+    # Gradients are means over samples, so what a tabular policy does in one state moves by as little as the state is rare: then lr is a
+    # large number
     lr: float = 1.0
     lr_exponent: float = 0.85
     critic_lr: float = 1.0
@@ -54,7 +56,8 @@ class NetworkedACConfig(NetworkConfig):
 
 class NetworkedAC:
     """See the module. The paper's agents step after every transition; here a step is the mean over a batch [T, B], or over each of
-    `steps` pieces of it in the order of time (rollout.envs=1 with as many steps as the fragment has is the paper's way).
+    `steps` pieces of it in the order of time. With rollout.envs=1 and as many steps as the fragment has these are the paper's, but that
+    agents act by the policies of the fragment's start.
 
     Its task goes on forever. Where an episode is cut off, Q has nobody's next action to learn from and V takes the state that was
     reached; one that terminates goes on in the first state of the next. Samples aren't corrected for the version that collected them:
@@ -111,7 +114,8 @@ class NetworkedAC:
     def check(cls, config: NetworkedACConfig, interface: InterfaceSpec, fragment: int) -> None:
         if not interface.stacked:
             raise ConfigError(
-                f"algorithm=networked_ac needs paradigm=networked; got paradigm={interface.paradigm}: choose that, or use algorithm=a2c or ppo"
+                f"algorithm=networked_ac needs paradigm=networked; got paradigm={interface.paradigm}: choose that, or use algorithm=a2c "
+                "or ppo"
             )
         if interface.mix == "all":
             raise ConfigError(
@@ -158,8 +162,12 @@ class NetworkedAC:
         cut = over & batch[f"{name}/truncated"].any(-1)
         restarts = over & ~cut
         after = {key: torch.cat([batch[key][1:], batch[key][-1:]]) for key in ("state", "joint_action")}
-        follows = ~cut if self.config.critic == "action_value" else torch.ones_like(cut)
-        follows[-1] &= ~restarts[-1] if self.config.critic == "state_value" else False
+        if self.config.critic == "action_value":
+            follows = ~cut
+            follows[-1] = False  # the next action is in the next batch
+        else:
+            follows = torch.ones_like(cut)
+            follows[-1] = ~restarts[-1]
         return {
             **batch,
             "next_state": torch.where(restarts.unsqueeze(-1), after["state"], batch["next_state"]),

@@ -2,7 +2,8 @@
 
 Rows are NumPy structured arrays, so a worker writes its fields straight into the message and a learner reads views of it: packing
 costs nothing. T time, B copies, N agents. Fields are named group/field; `first` (an episode starts here), `state`,
-`next_state` and `joint_action` belong to all groups. Beside the rows, where policies have a memory, it comes as of the start of each chunk of steps.
+`next_state` and `joint_action` belong to all groups. Beside the rows, where policies have a memory, it comes as of the start of each
+chunk of steps.
 """
 
 from __future__ import annotations
