@@ -63,6 +63,8 @@ def tables() -> str:
             *samples(),
             *shards(),
             *neighbors(),
+            *random_mdp(),
+            *cue(),
         ]
     )
 
@@ -314,6 +316,57 @@ def shards() -> list[str]:
 def gb_per_s(found: dict[str, float], tcp: dict[str, float]) -> str:
     share = "" if found is tcp else f" ({found['gb_per_s'] / tcp['gb_per_s']:.2f})"
     return f"{found['gb_per_s']:.2f}{share}"
+
+
+def random_mdp() -> list[str]:
+    record = recorded("networked_mdp")
+    if record is None:
+        return []
+    lines = [
+        "",
+        "`python benchmarks/networked_mdp.py`: Zhang et al. 2018's random MDP (20 states, 2 actions an agent, private rewards, an MDP a seed): "
+        f"the long-run average reward J, a mean over agents, after {400_384:,} environment steps, by seed; policies are tabular, critics linear "
+        "in the state and the state times each agent's choice. In the middle critics are averaged over a sparse graph; commit "
+        f"{record['git']['commit'][:8]}.",
+        "",
+        "| agents, algorithm | uniform policies | critics alone | networked | one center | optimum | gain over uniform, networked of center |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for name, found in record["results"].items():
+        ways = {way: [f"{run['j']:.2f}" for run in runs] for way, runs in found["runs"].items()}
+        best = " ".join(f"{x:.2f}" for x in found["j_optimum"]) if found.get("j_optimum") else "–"
+        lines.append(
+            f"| {name.replace('action_value', 'algorithm 1').replace('state_value', 'algorithm 2')} | "
+            f"{' '.join(f'{x:.2f}' for x in found['j_uniform'])} | {' '.join(ways['independent'])} | {' '.join(ways['networked'])} | "
+            f"{' '.join(ways['centralized'])} | {best} | {found['share_of_centralized_gain']['networked']:.2f} |"
+        )
+    errors = [run["consensus_error"] for run in next(iter(record["results"].values()))["runs"]["networked"]]
+    lines += [
+        "",
+        f"How far critics are from their mean, relative to it, falls from {max(e[0][1] for e in errors):.1e} to at most "
+        f"{max(e[-1][1] for e in errors):.1e} over the runs of the first line.",
+    ]
+    return lines
+
+
+def cue() -> list[str]:
+    record = recorded("networked_cue")
+    if record is None:
+        return []
+    steps = record["results"]["neurcomm"]["runs"][0]["env_steps"]
+    lines = [
+        "",
+        f"`python benchmarks/networked_cue.py`: one agent sees one of four symbols, another, four hops away, is paid for it: return of greedy "
+        f"policies after {steps:,} environment steps (best {record['best']:g}, chance {record['chance']:g}), commit {record['git']['commit'][:8]}.",
+        "",
+        "| agents exchange | return, mean over seeds [95 % interval] | seeds that solve it |",
+        "|---|---|---|",
+    ]
+    said = {"independent": "nothing", "consensus": "critics' parameters"}
+    for name, row in record["results"].items():
+        low, high = row["interval"]
+        lines.append(f"| {said.get(name, name)} | {row['mean']:.2f} [{low:.2f}, {high:.2f}] | {row['solved']} of {len(row['runs'])} |")
+    return lines
 
 
 def neighbors() -> list[str]:
