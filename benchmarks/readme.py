@@ -365,7 +365,9 @@ def cue() -> list[str]:
     said = {"independent": "nothing", "consensus": "critics' parameters"}
     for name, row in record["results"].items():
         low, high = row["interval"]
-        lines.append(f"| {said.get(name, name)} | {row['mean']:.2f} [{low:.2f}, {high:.2f}] | {row['solved']} of {len(row['runs'])} |")
+        lines.append(
+            f"| {said.get(name, name)} | {row['mean']:.2f} [{low:.2f}, {high:.2f}] | {row['solved']} of {len(row['runs'])} |"
+        )
     return lines
 
 
