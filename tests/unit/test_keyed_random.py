@@ -55,6 +55,7 @@ def test_purposes_are_distinct():
         "GROUP",
         "REPLAY",
         "PAYOFF_EPISODE",
+        "NEXT_ACTION",
     } == set(purposes)
     assert len(set(purposes.values())) == len(purposes)
 
