@@ -27,7 +27,7 @@ def same(one, other):
     if isinstance(one, np.ndarray):
         assert one.dtype == other.dtype
         np.testing.assert_array_equal(one, other)
-    else:
+    elif one is not None:
         for x, y in zip(one, other, strict=True):
             same(x, y)
 
