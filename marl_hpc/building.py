@@ -5,10 +5,12 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors.torch import load_file
 
 from marl_hpc import envs, paradigms
 from marl_hpc.actors import PolicyNetwork, build_policy
@@ -17,27 +19,36 @@ from marl_hpc.clocks import Clocks
 from marl_hpc.comm import collectives
 from marl_hpc.comm.peers import Peer
 from marl_hpc.comm.world import World
-from marl_hpc.config import Config
+from marl_hpc.config import Config, computes_population, learns_population
 from marl_hpc.division import Division
+from marl_hpc.envs.openspiel_fast import whole_game
+from marl_hpc.games import Game
 from marl_hpc.keyed_random import GROUP, integer
 from marl_hpc.messages import connect
 from marl_hpc.metrics import Clock
 from marl_hpc.roles.acting import Inference, OwnVersions
 from marl_hpc.roles.assign import nearest
 from marl_hpc.roles.asynchronous import AsynchronousLearner, AsynchronousWorker, Share
+from marl_hpc.roles.casting import Casting, FrozenPolicies, Player, players_of, populations_of
 from marl_hpc.roles.clients import DatasetClient, InferenceClient, ParameterClient
 from marl_hpc.roles.coordinator import Coordinator
 from marl_hpc.roles.dataset import DatasetShard
+from marl_hpc.roles.exact import ExactLearner, ExactRecorder, ExactWorker
 from marl_hpc.roles.following import Following, FollowingClient, FollowingServer, OwnNewest
+from marl_hpc.roles.growth import Growth, Records
 from marl_hpc.roles.inference import InferenceServer, ScheduledServer
-from marl_hpc.roles.learner import Learner, Replica
+from marl_hpc.roles.learner import Learner
 from marl_hpc.roles.optimizing import OptimizingShard
-from marl_hpc.roles.parameter import ParameterShard
+from marl_hpc.roles.parameter import ParameterShard, shard_files
+from marl_hpc.roles.population import PopulationClient, PopulationShard
+from marl_hpc.roles.population_folder import PopulationFolder
 from marl_hpc.roles.recorder import AsynchronousRecorder, Recorder
+from marl_hpc.roles.replica import Replica
 from marl_hpc.roles.rollout import RolloutWorker
 from marl_hpc.roles.schedule import Schedule
 from marl_hpc.roles.servers import DatasetServers, ParameterServers
 from marl_hpc.roles.stream import StreamShard
+from marl_hpc.roles.tabulating import tabulates
 from marl_hpc.storage.checkpoint import Manifest
 from marl_hpc.storage.replay import ReplayTable, table_for
 from marl_hpc.types import EnvBatch, EnvSpec, Exchange
@@ -79,7 +90,61 @@ class Builder:
     def parameter(self, index: int) -> Any:
         names = tuple(name for plan in self.plans for name in plan.interface.policies)
         checkpoint = self.resumed[0] if self.resumed else None
-        return ParameterShard(index, names, self.config.rollout.transfer, self.counts["parameter"], checkpoint)
+        arguments = index, names, self.config.rollout.transfer, self.counts["parameter"], checkpoint
+        if index > 0 or not learns_population(self.config):
+            return ParameterShard(*arguments)
+        state = load_file(shard_files(checkpoint)[0]) if checkpoint else None
+        return PopulationShard(
+            *arguments, section=self.config.population, populations=populations_of(self.players), exact=self.computes_payoffs,
+            seed=self.config.seed, state=state,
+        )  # fmt: skip
+
+    @cached_property
+    def players(self) -> list[Player]:
+        return players_of(self.plans)
+
+    @cached_property
+    def game(self) -> Game | None:
+        """The environment's game written down whole, where these policies can be tabulated in it."""
+        if not learns_population(self.config):
+            return None
+        game = whole_game(make_env(self.config, 1))
+        single = all(sum(map(len, player.places.values())) == 1 for player in self.players)
+        return game if single and tabulates(self.policies(outlines=True), game) else None
+
+    @property
+    def computes_payoffs(self) -> bool:
+        return self.config.population.payoffs != "simulated" and self.game is not None
+
+    def frozen(self, parameters: ParameterClient, client: PopulationClient) -> FrozenPolicies:
+        places = dict(zip(populations_of(self.players), (player.population for player in self.players), strict=True))
+        return FrozenPolicies(
+            self.plans, places, lambda plan: self.policies([plan]), parameters, client, self.config.population.cache
+        )
+
+    def casting(self, index: int, parameters: list[Peer], clock: Clock) -> Casting | None:
+        """Who plays whom in a rollout worker's copies, where there are populations."""
+        if not learns_population(self.config):
+            return None
+        client = PopulationClient(parameters[0], f"rollout/{index}", self.world, clock)
+        frozen = self.frozen(ParameterClient(parameters, self.world, clock, self.dtype), client)
+        game = self.game if self.computes_payoffs else None
+        return Casting(self.plans, frozen, client, self.config.seed, game, clock, self.world.stamp)
+
+    def growth(self, index: int, parameters: list[Peer]) -> Growth | None:
+        """How a learner adds to populations, where there are some."""
+        if not learns_population(self.config):
+            return None
+        section, values = self.config.population, ParameterClient(parameters, self.world, self.clock, self.dtype)
+        client = PopulationClient(parameters[0], f"learner/{index}", self.world, self.clock)
+        stage = self.schedule.stage(self.schedule.start)
+        records = None
+        if index == 0:
+            folder = PopulationFolder(self.run_dir, stage)
+            records = Records(section, self.players, folder, self.frozen(values, client), client, self.game, stage)
+        populations = dict(zip((p.population for p in self.players), populations_of(self.players), strict=True))
+        by_name = {self.plans[place].interface.name: number for place, number in populations.items()}
+        return Growth(section, self.players, by_name, values, client, stage, records)
 
     def dataset(self, index: int) -> DatasetShard:
         consumers = sum(len(hosts) for hosts in self.interfaces.values())
@@ -94,8 +159,13 @@ class Builder:
             self.config.seed,
             self.queue_bytes,
             self.division.bring(workers),
+            self.begins_stage if self.config.population.name == "psro" else lambda iteration: False,
         )
         return self.loaded(shard)
+
+    def begins_stage(self, iteration: int) -> bool:
+        """Whether what agents learn from changes with this iteration, since their opponents do."""
+        return iteration > 0 and self.schedule.ends_stage(iteration - 1)
 
     @property
     def queue_bytes(self) -> float:
@@ -151,6 +221,7 @@ class Builder:
         learner = Learner(
             config, index, replicas, ParameterClient(parameters, world, clock), self.data(dataset, clock),
             self.schedule, self.recorder(Recorder) if index == 0 else None, self.run_dir, world, clock, len(self.division.whole) == 1,
+            self.growth(index, parameters),
         )  # fmt: skip
         if self.resumed:
             learner.resume(self.resumed[0])
@@ -162,9 +233,7 @@ class Builder:
     def recorder(self, kind: type) -> Any:
         return kind(self.config, self.run_dir, self.spec, self.schedule, self.world, self.resumed[1] if self.resumed else None)
 
-    def worker(
-        self, index: int, parameters: list[Peer], dataset: list[Peer], clock: Clock, inference: Sequence[Peer] = ()
-    ) -> RolloutWorker:
+    def worker(self, index: int, parameters: list[Peer], dataset: list[Peer], clock: Clock, inference: Sequence[Peer] = ()) -> Any:
         return RolloutWorker(
             *self.collecting(index),
             self.acting(index, parameters, inference, clock),
@@ -172,6 +241,7 @@ class Builder:
             self.schedule,
             self.world,
             clock,
+            self.casting(index, parameters, clock),
         )
 
     def collecting(self, index: int) -> tuple[Config, int, int, int, EnvBatch, EnvBatch, list[paradigms.Plan]]:
@@ -289,7 +359,24 @@ class AsynchronousBuilder(Builder):
         return {plan.interface.name: tuple(plan.interface.policies) for plan in self.plans}
 
 
+class ExactBuilder(Builder):
+    """The roles of populations whose best responses are computed; only the lead learner does anything."""
+
+    def learner(self, index: int, parameters: list[Peer], dataset: list[Peer]) -> ExactLearner:
+        game = whole_game(make_env(self.config, 1))
+        assert game is not None, "checked before any rank starts"
+        checkpoint = self.resumed[0] if self.resumed else None
+        return ExactLearner(self.config, game, self.recorder(ExactRecorder), self.run_dir, self.world, self.clock, checkpoint)
+
+    def worker(
+        self, index: int, parameters: list[Peer], dataset: list[Peer], clock: Clock, inference: Sequence[Peer] = ()
+    ) -> ExactWorker:
+        return ExactWorker(self.world, clock)
+
+
 def builder_of(config: Config) -> type[Builder]:
+    if computes_population(config):
+        return ExactBuilder
     return Builder if config.sync.name == "bsp" else AsynchronousBuilder
 
 

@@ -141,6 +141,38 @@ class Topology:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Population:
+    """Policies that are kept and meet one another. Which scheme takes which option stands in POPULATION_OPTIONS."""
+
+    name: str = "none"  # none | self_play | fictitious_play | delta_uniform | league | psro | anytime_psro
+    # learned: by the algorithm, against opponents drawn once an episode | exact: best responses and payoffs are computed, in games that
+    # can be written down whole
+    oracle: str = "learned"
+    meta_solver: str = "nash"  # whom best responses answer; a name of marl_hpc.meta_solvers.META_SOLVERS | my_module:function
+    meta_options: Any = None  # {alpha: 10, …}: what that function takes beside the payoffs
+    # what populations begin with: network (as it is initialized) | uniform | pure (the lowest action everywhere) | random (a pure one,
+    # exact only); default: network, pure where the oracle is exact
+    start: str | None = None
+    # exact
+    iterations: int = 100  # at most
+    tolerance: float = 1e-6  # the run ends when best responses gain no more than this, summed over players, in units of return
+    regret_steps: int = 200  # of regret matching+ in each iteration
+    # learned
+    every_steps: int = 50_000  # environment steps of an iteration: then what was learned is frozen and joins its population
+    greedy: bool | None = None  # frozen policies take their most likely actions; default: as best responses of psro
+    fresh: bool = False  # what learns next begins anew; otherwise with what was frozen last
+    live: float = 0.5  # the share of episodes in which all play as they learn; in the others one does, against frozen policies
+    delta: float = 0.5  # the share of the newest frozen policies that is met (Bansal et al. 2018)
+    power: float = 2.0  # opponents are met in proportion to (1 - the newest one's rate of wins)^power (Vinyals et al. 2019)
+    # where payoffs come from: exact (computed) | simulated | auto (computed where the game can be written down whole)
+    payoffs: str = "auto"
+    half_width: float = 0.05  # simulated: of the 95 % interval of a cell's mean, in units of return, at which it is done
+    min_episodes: int = 100  # of a cell
+    max_episodes: int = 1000
+    cache: int = 64  # frozen policies that a rollout worker keeps in memory
+
+
+@dataclass(frozen=True, kw_only=True)
 class Config:
     seed: int = 0
     run: Run = field(default_factory=Run)
@@ -150,6 +182,7 @@ class Config:
     paradigm: Named = field(default_factory=lambda: Named(name="independent"))
     sync: Sync = field(default_factory=Sync)
     topology: Topology = field(default_factory=Topology)
+    population: Population = field(default_factory=Population)
     team_reward: str = "mean"  # what a team is rewarded for: mean | sum over its agents | individual
     interfaces: Any = (
         None  # {name: {groups, paradigm, algorithm, team_reward}}; default: one a group, or by the paradigm one for all
@@ -180,6 +213,10 @@ CHOICES = {
     "topology.mix": ("critic", "all", "none"),
     "topology.partition": ("keep", "rcm", "metis"),
     "topology.transport": ("auto", "shared_memory", "all_to_all", "point_to_point"),
+    "population.name": ("none", "self_play", "fictitious_play", "delta_uniform", "league", "psro", "anytime_psro"),
+    "population.oracle": ("learned", "exact"),
+    "population.start": (None, "network", "pure", "uniform", "random"),
+    "population.payoffs": ("auto", "exact", "simulated"),
     "cluster.membership": ("elastic", "static"),
     "logger.name": ("none", "wandb"),
     "device": ("auto", "cpu", "cuda"),
@@ -205,7 +242,7 @@ def validate(config: Config) -> Config:
     for key, choices in CHOICES.items():
         value = lookup(config, key)
         if value not in choices:
-            raise ConfigError(f"{key}={value!r} is not a choice; choose one of: {', '.join(choices)}")
+            raise ConfigError(f"{key}={value!r} is not a choice; choose one of: {', '.join(filter(None, choices))}")
     for key in POSITIVE:
         if not lookup(config, key) > 0:
             raise ConfigError(f"{key}={lookup(config, key)} must be greater than 0")
@@ -215,6 +252,7 @@ def validate(config: Config) -> Config:
         raise ConfigError(f"rollout.max_lag={config.rollout.max_lag} is not a choice; 0 (strict lockstep) or 1 (overlap)")
     check_sync(config.sync)
     check_topology(config)
+    check_population(config)
     for key in ("queue_bytes", "replay_bytes"):
         value = getattr(config.dataset, key)
         if value is not None and value < 1:
@@ -299,6 +337,101 @@ def check_topology(config: Config) -> None:
         raise ConfigError("topology.reward_discount=1 counts rewards however far; set topology.reward_hops")
 
 
+def learns_population(config: Config) -> bool:
+    """Whether policies are learned that join populations."""
+    return config.population.name != "none" and config.population.oracle == "learned"
+
+
+def computes_population(config: Config) -> bool:
+    """Whether best responses are computed, and nothing is learned."""
+    return config.population.name != "none" and config.population.oracle == "exact"
+
+
+SIMULATED = ("half_width", "min_episodes", "max_episodes")
+LEARNED_ONLY = ("every_steps", "greedy", "fresh", "live", "delta", "power", "payoffs", *SIMULATED, "cache")
+EXACT_ONLY = ("iterations", "tolerance", "regret_steps")
+POPULATION_OPTIONS = {  # whose they are; others are everybody's
+    "meta_solver": ("psro",), "meta_options": ("psro",), "regret_steps": ("anytime_psro",), "live": ("delta_uniform", "league"),
+    "delta": ("delta_uniform",), "power": ("league",),
+    **dict.fromkeys(("payoffs", *SIMULATED), ("psro", "league")),
+}  # fmt: skip
+ORACLES = {
+    "self_play": ("learned", "exact"), "fictitious_play": ("learned", "exact"), "psro": ("learned", "exact"),
+    "delta_uniform": ("learned",), "league": ("learned",), "anytime_psro": ("exact",),
+}  # fmt: skip
+
+
+def check_population(config: Config) -> None:
+    """An option belongs to a scheme and to an oracle, or it is refused."""
+    population, usual = config.population, Population()
+    name, oracle = population.name, population.oracle
+    if name != "none" and oracle not in ORACLES[name]:
+        raise ConfigError(f"population.oracle={oracle} with population={name}, which takes: {', '.join(ORACLES[name])}")
+    for f in fields(Population):
+        value, owners = getattr(population, f.name), POPULATION_OPTIONS.get(f.name, ())
+        if f.name == "name" or value == getattr(usual, f.name):
+            continue
+        if name == "none":
+            raise ConfigError(
+                f"population.{f.name}={value} needs a population, such as population=psro; got population=none: leave it out"
+            )
+        if owners and name not in owners:
+            raise ConfigError(
+                f"population.{f.name}={value} is about population={' or '.join(owners)}; got population={name}: leave it out"
+            )
+        for needed, keys in (("learned", LEARNED_ONLY), ("exact", EXACT_ONLY)):
+            if f.name in keys and oracle != needed:
+                raise ConfigError(f"population.{f.name}={value} is about population.oracle={needed}; got {oracle}: leave it out")
+    if name == "none":
+        return
+    for key in ("iterations", "regret_steps", "every_steps", "cache"):
+        if getattr(population, key) < 1:
+            raise ConfigError(f"population.{key}={getattr(population, key)} must be 1 or more")
+    for key in ("tolerance", "power"):
+        if not getattr(population, key) >= 0:
+            raise ConfigError(f"population.{key}={getattr(population, key)} must be 0 or more")
+    if not 0 <= population.live <= 1 or not 0 < population.delta <= 1:
+        raise ConfigError(
+            f"population.live={population.live}, population.delta={population.delta}: shares lie between 0 and 1, delta above 0"
+        )
+    if not population.half_width > 0 or not 2 <= population.min_episodes <= population.max_episodes:
+        raise ConfigError(
+            f"population.half_width={population.half_width}, min_episodes={population.min_episodes}, max_episodes={population.max_episodes}: "
+            "expected half_width above 0 and 2 ≤ min_episodes ≤ max_episodes"
+        )
+    if population.payoffs == "exact" and any(getattr(population, key) != getattr(usual, key) for key in SIMULATED):
+        raise ConfigError(
+            f"population.payoffs=exact simulates nothing: leave out {', '.join(f'population.{key}' for key in SIMULATED)}"
+        )
+    if population.meta_options is not None and not isinstance(population.meta_options, Mapping):
+        raise ConfigError(f"population.meta_options={population.meta_options!r} must be {{option: value}}")
+    if oracle == "exact":
+        check_exact(config)
+        return
+    if population.start == "random":
+        raise ConfigError("population.start=random is about population.oracle=exact; got learned: network, uniform or pure")
+    if config.sync.name != "bsp":
+        raise ConfigError(
+            f"sync={config.sync.name} with population={name}: populations grow at iterations that all learners agree on; leave sync out"
+        )
+    if networked(config):
+        raise ConfigError(
+            f"paradigm=networked with population={name}: agents on a graph have no opponents; choose another paradigm"
+        )
+
+
+def check_exact(config: Config) -> None:
+    """What computes instead of learning takes no options of learning."""
+    learning = {
+        "sync": config.sync != Sync(), "paradigm": config.paradigm.name != "independent", "interfaces": config.interfaces is not None,
+        "roles.inference": config.roles.inference > 0, "roles.learner": (config.roles.learner or 1) > 1, "budget.return_mean": config.budget.return_mean is not None,
+        "algorithm": set(config.algorithm) != {"name"}, "population.start=network": config.population.start == "network",
+    }  # fmt: skip
+    for key, given in learning.items():
+        if given:
+            raise ConfigError(f"{key} is about learning, and population.oracle=exact computes best responses: leave it out")
+
+
 def fingerprint(config: Config) -> str:
     """A hash over what decides which policies come out: a checkpoint of one fingerprint continues under the same one only.
 
@@ -311,4 +444,5 @@ def fingerprint(config: Config) -> str:
         del record[key]
     for key in ("partition", "transport"):  # bits don't depend on them
         del record["topology"][key]
+    del record["population"]["iterations"]  # how far to go
     return hashlib.sha256(json.dumps(record, sort_keys=True).encode()).hexdigest()[:16]

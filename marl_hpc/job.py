@@ -15,7 +15,7 @@ import socket
 import sys
 import threading
 import time
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +26,7 @@ from marl_hpc.comm.store import AnyStore, Store, StoreClient, StoreLost, StoreSe
 from marl_hpc.comm.supervisor import STOPPED, Supervisor
 from marl_hpc.comm.zygote import Stamp, Zygote
 from marl_hpc.compose import from_record
-from marl_hpc.config import Config, ConfigError, networked
+from marl_hpc.config import Config, ConfigError, computes_population, networked
 from marl_hpc.progress import Progress
 from marl_hpc.report import render
 from marl_hpc.roles.assign import assign, count_roles, place_on_gpus, table
@@ -47,7 +47,10 @@ def run_job(config: Config, overrides: list[str], signals: list[int], resume_fro
         raise ConfigError(
             f"world=inline is one process but the launcher started {world_size}; start one rank, or use world=processes"
         )
-    counts = count_roles(config.roles, None if inline else world_size, networked=networked(config))
+    roles = config.roles
+    if computes_population(config):
+        roles = replace(roles, learner=roles.learner or 1)
+    counts = count_roles(roles, None if inline else world_size, networked=networked(config))
     if config.roles.learner and config.roles.learner > 1 and inline:
         raise ConfigError(f"roles.learner={config.roles.learner}: a world of one process has one learner; set roles.learner=1")
     job = Job(config, overrides, launch, counts, inline, signals, resume_from)

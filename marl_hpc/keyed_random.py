@@ -11,7 +11,8 @@ import numpy as np
 # What a number is drawn for; part of every key, so that no two uses share a stream.
 (
     EPISODE, ACTION, EVALUATION_EPISODE, EVALUATION_ACTION, MINIBATCH, INITIALIZATION, GROUP, REPLAY, PAYOFF_EPISODE, NEXT_ACTION,
-) = range(10)  # fmt: skip
+    OPPONENT, PAYOFF_ACTION,
+) = range(12)  # fmt: skip
 
 
 def generator(*key: int) -> np.random.Generator:

@@ -56,6 +56,8 @@ class Progress:
         def number(value: float | None) -> str:
             return "–" if value is None else f"{value:.2f}"
 
+        if "nash_conv" in record:
+            return f"iteration {record['updates']} of at most {record['budget']} · NashConv {record['nash_conv']:.3g}"
         left = int(record["left_s"])
         return (
             f"{100 * record['env_steps'] / record['budget']:5.1f} % · {record['env_steps']:,} env steps · {record['env_steps_per_s']:,.0f}/s · "

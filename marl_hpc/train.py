@@ -25,10 +25,12 @@ from marl_hpc.comm.store import StoreClient
 from marl_hpc.comm.world import World, join, pin_threads
 from marl_hpc.comm.zygote import Stamp
 from marl_hpc.compose import from_record
-from marl_hpc.config import Config, ConfigError
+from marl_hpc.config import Config, ConfigError, computes_population, learns_population
+from marl_hpc.envs.openspiel_fast import whole_game
 from marl_hpc.metrics import Clock
 from marl_hpc.neighborhoods import check_graph
 from marl_hpc.policies import load_networks
+from marl_hpc.roles import casting, exact
 from marl_hpc.roles.acting import OwnPolicies
 from marl_hpc.roles.dataset import DatasetShard
 from marl_hpc.roles.inference import InferenceServer
@@ -221,6 +223,10 @@ def prepare(job: dict[str, Any], deadline: Stamp) -> int:
         env = make_env(config, 1)
         plans = paradigms.plan(config, env.spec)
         check_replay(config, plans)
+        if computes_population(config):
+            exact.check(config, whole_game(env))
+        elif learns_population(config):
+            casting.check(config, plans, env)
         for plan in plans:
             if plan.interface.stacked:
                 check_graph(config.topology, env.spec, plan.interface.groups[0], job["team"])

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from marl_hpc import optimizers
+from marl_hpc.keyed_random import INITIALIZATION, integer
 from marl_hpc.policies import export_policy
 from marl_hpc.types import Exchange, InterfaceSpec
 
@@ -33,15 +34,26 @@ class AgentInterface(ABC):
         seed: int,
     ) -> None:
         self.interface, self.exchange, self.device, self.dtype, self.seed = interface, exchange, device, dtype, seed
+        self.config = config
         self.algorithm = algorithm(config, interface, exchange, device=device, dtype=dtype, seed=seed)
-        self.parameters = self.algorithm.parameters
-        self.parts = [(part, optimizer_spec(config, lr)) for part, lr in self.algorithm.parts()]
-        self.optimizers = [optimizers.build(spec, self.parameters.values.detach()[part]) for part, spec in self.parts]
+        self.take_up(self.algorithm)
         self.max_grad_norm = config.max_grad_norm
         self.network = algorithm.network(config, interface)
-        self.updates = 0  # gradient steps
         self.env_steps = 0  # that had been learned from before the present batch
         self.updater: Callable[[], None] = self.update  # another may take the steps: see AsynchronousAgent
+
+    def take_up(self, algorithm: Any) -> None:
+        """Train what an algorithm has, from its beginning."""
+        self.algorithm, self.parameters = algorithm, algorithm.parameters
+        self.parts = [(part, optimizer_spec(self.config, lr)) for part, lr in algorithm.parts()]
+        self.optimizers = [optimizers.build(spec, self.parameters.values.detach()[part]) for part, spec in self.parts]
+        self.updates = 0  # gradient steps
+
+    def begin_anew(self, number: int) -> None:
+        """Forget what was learned; networks are initialized by the seed and this number."""
+        seed = integer(self.seed, INITIALIZATION, number)
+        anew = type(self.algorithm)(self.config, self.interface, self.exchange, device=self.device, dtype=self.dtype, seed=seed)
+        self.take_up(anew)
 
     @abstractmethod
     def rewarded(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:

@@ -89,7 +89,8 @@ class OpenSpielBatch:
     """B copies of one game as a turn-based `EnvBatch`. Rewards are what each move, and the chance after it, adds to the returns."""
 
     def __init__(self, name: str, game: Any, copies: int, groups: str | Mapping[str, str], observation: str | None) -> None:
-        self._game, self.spec, self._places, self._look = setting(name, game, groups, observation)
+        self.setting = setting(name, game, groups, observation)
+        self._game, self.spec, self._places, self._look = self.setting
         self.copies = copies
         self._states: list[Any] = [None] * copies
         self._random = [np.random.default_rng(0)] * copies

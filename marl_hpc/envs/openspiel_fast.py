@@ -13,9 +13,9 @@ from typing import Any
 import numpy as np
 
 from marl_hpc.config import ConfigError
-from marl_hpc.envs.openspiel import Setting, setting, tasks
+from marl_hpc.envs.openspiel import OpenSpielBatch, Setting, setting, tasks
 from marl_hpc.games import Copies, Game, compile_game
-from marl_hpc.types import Seen, Step
+from marl_hpc.types import EnvBatch, Seen, Step
 
 TASKS = ("kuhn_poker", "leduc_poker", "liars_dice", "tic_tac_toe", "goofspiel", "tiny_hanabi")
 
@@ -87,6 +87,19 @@ class CompiledBatch:
 
     def close(self) -> None:
         pass
+
+
+def whole_game(env: EnvBatch) -> Game | None:
+    """An environment's game written down whole, with what players see; None where it isn't one of OpenSpiel's. Raises ConfigError for
+    one that is too large, or that players don't recall perfectly."""
+    if isinstance(env, CompiledBatch):
+        return env.game
+    if not isinstance(env, OpenSpielBatch):
+        return None
+    try:
+        return compiled(env.setting)
+    except ValueError as error:
+        raise ConfigError(f"env={env.spec.name}: {error}") from error
 
 
 _COMPILED: dict[str, Game] = {}  # by version, which says the game and what is seen of it

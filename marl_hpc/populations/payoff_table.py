@@ -198,15 +198,20 @@ class PayoffTable:
                 f"{len(self._open)} cells of a table of sizes {self.sizes} aren't done, such as {next(iter(self._open), 'the first')}; "
                 "simulate or fill them"
             )
+        return self.known_payoffs()
+
+    def known_payoffs(self) -> np.ndarray:
+        """[players, *sizes]: as `payoffs`, NaN where a cell isn't done."""
+        mean = np.where(self._done, self._mean, np.nan)
         cells = np.indices(self.sizes)
         if len(self._seatings) == 1:
-            return self._mean.copy()
+            return mean
         positions = np.empty_like(cells)  # of each player in the sorted cell
         for players in sharing(self.populations):
             order = np.argsort(cells[players], 0, kind="stable")
             positions[players] = np.array(players)[np.argsort(order, 0)]
             cells[players] = np.sort(cells[players], 0)
-        return np.stack([self._mean[positions[i], *cells] for i in range(len(cells))])
+        return np.stack([mean[positions[i], *cells] for i in range(len(cells))])
 
     def comparisons(self) -> dict[Cell, tuple[int, np.ndarray]]:
         """For each cell about which something is known (episodes, in how many of them the row's position returned more than the
@@ -233,6 +238,17 @@ class PayoffTable:
             "waiting_for": np.array([(*cell, batch) for cell, batch, _ in waiting], np.int64).reshape(len(waiting), players + 1),
             "waiting": np.array([values for *_, values in waiting]).reshape(len(waiting), episodes, players),
         }
+
+    def adopt(self, state: Mapping[str, Any]) -> None:
+        """As `load_state`, to read: whatever seed and batch the state is of."""
+        self.load_state(
+            {
+                **state,
+                "made_for": np.array([self.seed, 0, *self.populations]),
+                "waiting_for": np.zeros((0, 1)),
+                "waiting": np.zeros(0),
+            }
+        )
 
     def load_state(self, state: Mapping[str, Any]) -> None:
         """Take over what a state holds instead of what is here. Raises ValueError where it is of another seed, batch or populations."""

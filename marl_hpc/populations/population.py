@@ -13,6 +13,8 @@ from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
+PLAYED = ("drawn", "greedy", "uniform")
+
 
 class PolicyId(NamedTuple):
     """A policy's name, for good: its population, and its place in the order in which policies were added to that one."""
@@ -32,6 +34,9 @@ class Member(NamedTuple):
     iteration: int  # of the algorithm that added it; those it started with are of 0
     env_steps: int  # environment steps that its training took; 0 where it was computed
     made_by: str  # in words, such as "best response"
+    played: (
+        str  # how it takes actions: drawn (from its probabilities) | greedy (its most likely one) | uniform (whatever its values)
+    )
     content: str  # `content_hash` of its values
 
 
@@ -120,27 +125,40 @@ class PolicyPopulation:
         parent: int | None = None,
         iteration: int = 0,
         env_steps: int = 0,
+        played: str = "drawn",
     ) -> Member:
         """Freeze a policy under the next name of its population. Doing so again changes nothing.
 
         Raises ValueError where the name stands for something else already, isn't the next one, or where the parent isn't known.
         """
-        name = PolicyId(self._checked(name.population), name.number)
+        new = Member(PolicyId(*name), parent, iteration, env_steps, made_by, played, content_hash(values))
+        self.admit(new)
+        self._values.put(new.id, values)
+        return new
+
+    def admit(self, new: Member) -> None:
+        """As `add`, of a policy whose values somebody else keeps."""
+        name, parent = PolicyId(self._checked(new.id.population), new.id.number), new.parent
         members = self._members[name.population]
-        new = Member(name, parent, iteration, env_steps, made_by, content_hash(values))
         if 0 <= name.number < len(members):
             if members[name.number] != new:
                 raise ValueError(f"policy {name} is {members[name.number]}, and frozen; it can't become {new}: add a new one")
-            return members[name.number]
+            return
         if name.number != len(members):
             raise ValueError(f"policy {name} isn't the next one of its population; that is {self.next_id(name.population)}")
         if parent is not None and not 0 <= parent < len(members):
             raise ValueError(f"policy {name} has parent {parent}; expected one of the {len(members)} that are there, or None")
-        if iteration < 0 or env_steps < 0:
-            raise ValueError(f"policy {name} has iteration={iteration}, env_steps={env_steps}; neither can be negative")
-        self._values.put(name, values)
+        if new.iteration < 0 or new.env_steps < 0:
+            raise ValueError(f"policy {name} has iteration={new.iteration}, env_steps={new.env_steps}; neither can be negative")
+        if new.played not in PLAYED:
+            raise ValueError(f"policy {name} has played={new.played!r}; expected one of: {', '.join(PLAYED)}")
         members.append(new)
-        return new
+
+    def restore(self, name: PolicyId, values: np.ndarray) -> None:
+        """Keep the values of a policy whose lineage came with `load_state`. Raises RuntimeError where they aren't what was frozen."""
+        if content_hash(values) != self.member(name).content:
+            raise RuntimeError(f"these aren't the values of frozen policy {name}: their SHA-256 isn't {self.member(name).content}")
+        self._values.put(name, values)
 
     def values(self, name: PolicyId) -> np.ndarray:
         """A policy's values. Raises LookupError where there are none, and RuntimeError where they aren't what was frozen."""
@@ -153,7 +171,7 @@ class PolicyPopulation:
     def state(self) -> dict[str, np.ndarray]:
         """Lineages and hashes for `load_state`, without the values: those are stored by who holds them."""
         members = list(self)
-        text = json.dumps([[member.made_by, member.content] for member in members])
+        text = json.dumps([[member.made_by, member.played, member.content] for member in members])
         numbers = [(*m.id, -1 if m.parent is None else m.parent, m.iteration, m.env_steps) for m in members]
         return {
             "populations": np.array(self.populations),
@@ -168,10 +186,11 @@ class PolicyPopulation:
             raise ValueError(f"the state is of populations {found}, these are {self.populations}; load it into the same ones")
         text = json.loads(np.asarray(state["text"]).tobytes())
         members: list[list[Member]] = [[] for _ in self._members]
-        for (population, number, parent, iteration, env_steps), (made_by, content) in zip(
+        for (population, number, parent, iteration, env_steps), (made_by, played, content) in zip(
             np.asarray(state["numbers"]).tolist(), text, strict=True
         ):
-            member = Member(PolicyId(population, number), None if parent < 0 else parent, iteration, env_steps, made_by, content)
+            ancestor = None if parent < 0 else parent
+            member = Member(PolicyId(population, number), ancestor, iteration, env_steps, made_by, played, content)
             members[population].append(member)
         self._members = members
 

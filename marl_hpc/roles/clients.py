@@ -150,6 +150,15 @@ class ParameterClient(_Client):
         """Keep a version that is published under a name; see `storage.pins`. When this returns, it can be read whole."""
         self._all("pin", name, policy, version)
 
+    def keep(self, name: str, version: int, values: Tensor) -> None:
+        """Keep these values under a name, as `pin` does; they must not change any more."""
+        calls = [
+            peer.call("keep", name, version, values[cut])
+            for peer, cut in zip(self.peers, slices(len(values), len(self.peers)), strict=True)
+        ]
+        for call in calls:
+            self._wait(call, "parameter shards")
+
     def pinned(self, name: str) -> tuple[int, Tensor]:
         """(version, flat parameters) of a pin."""
         answers = self._all("pinned", name)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -36,11 +37,12 @@ class DatasetShard:
     def __init__(
         self, index: int, workers: tuple[int, ...], consumers: int, capacity: int, start: int,
         tables: dict[str, ReplayTable] | None = None, seed: int = 0, capacity_bytes: float = math.inf,
-        bring: dict[str, tuple[int, ...]] | None = None,
+        bring: dict[str, tuple[int, ...]] | None = None, forgets: Callable[[int], bool] = lambda iteration: False,
     ) -> None:  # fmt: skip
         """`workers` write here, and `bring` rows of interfaces: those who do, by interface, all where it isn't said; `consumers` (interface replicas) acknowledge each iteration; `capacity` is in fragments per worker,
         `capacity_bytes` of all that wait here (those of the iteration that is due are always taken);
-        `tables` are the replay tables of the interfaces that have one."""
+        `tables` are the replay tables of the interfaces that have one; they are cleared before iterations for which `forgets`."""
+        self.forgets = forgets
         self.tables, self.seed, self.capacity_bytes = tables or {}, seed, capacity_bytes
         self.drawn: dict[str, tuple[int, dict[str, Tensor]]] = {}  # interface -> iteration, what was drawn for it
         self.index, self.workers, self.consumers, self.capacity = index, workers, consumers, capacity
@@ -117,6 +119,8 @@ class DatasetShard:
                 return None
             table = self.tables[interface]
             if self.drawn.get(interface, (-1, {}))[0] != iteration:  # another replica may have asked before
+                if self.forgets(iteration):
+                    table.clear()
                 for worker in bringing:
                     table.insert(self.fragments[worker, iteration].rows[interface])
                 items = {}

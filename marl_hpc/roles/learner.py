@@ -10,7 +10,6 @@ import glob
 import hashlib
 from pathlib import Path
 from statistics import fmean
-from typing import NamedTuple
 
 from safetensors.torch import load_file, save_file
 from torch import Tensor
@@ -21,27 +20,23 @@ from marl_hpc.config import Config
 from marl_hpc.keyed_random import MINIBATCH, integer
 from marl_hpc.metrics import Clock
 from marl_hpc.roles.clients import Batch, DatasetClient, ParameterClient, Stopping, World
+from marl_hpc.roles.growth import Growth
 from marl_hpc.roles.recorder import Recorder
+from marl_hpc.roles.replica import Replica
 from marl_hpc.roles.schedule import Schedule
 from marl_hpc.storage import checkpoint
 from marl_hpc.storage.fragments import unpack
-
-
-class Replica(NamedTuple):
-    """An interface on this rank: replica `part` of `parts`."""
-
-    agent: AgentInterface
-    part: int
-    parts: int
 
 
 class Learner:
     def __init__(
         self, config: Config, index: int, replicas: list[Replica], parameters: ParameterClient, dataset: DatasetClient,
         schedule: Schedule, recorder: Recorder | None, run_dir: Path, world: World, clock: Clock, single: bool,
+        growth: Growth | None = None,
     ) -> None:  # fmt: skip
-        """`recorder` is the lead learner's, None elsewhere. `single`: the run has one interface, whose name metrics don't carry."""
-        self.single = single
+        """`recorder` is the lead learner's, None elsewhere. `single`: the run has one interface, whose name metrics don't carry.
+        `growth`: where populations are."""
+        self.single, self.growth = single, growth
         self.config, self.index, self.replicas = config, index, replicas
         self.parameters, self.dataset, self.schedule = parameters, dataset, schedule
         self.recorder, self.run_dir, self.world, self.clock = recorder, run_dir, world, clock
@@ -62,6 +57,8 @@ class Learner:
         return self.finish()
 
     def start(self) -> None:
+        if self.growth is not None and self.iteration == 0:
+            self.growth.begin(self.replicas)
         self.publish()
 
     @property
@@ -80,6 +77,8 @@ class Learner:
         metrics, failed = self.learn(k, batches)
         metrics = self.agree(k, metrics, failed, before)
         self.iteration = k + 1
+        if self.growth is not None and self.schedule.ends_stage(k):
+            self.growth.freeze(self.replicas, self.schedule.stage(k + 1), self.schedule.env_steps(k + 1))
         self.publish()
         for agent, part, _ in self.replicas:
             self.dataset.acknowledge(k, agent.interface.name, part)
@@ -87,6 +86,8 @@ class Learner:
             with self.clock.computing("record"):
                 self.recorder.log(self.iteration, metrics, batches[0])
             self.recorder.collect_evaluations(self.dataset, self.iteration)
+            if self.growth is not None:
+                self.growth.record(self.recorder, self.schedule, self.iteration, wait=False)
         if self.schedule.saves_after(k):
             self.save()
         self.world.stamp()
@@ -191,6 +192,8 @@ class Learner:
         if self.recorder is not None:
             try:
                 self.recorder.collect_final(self.dataset, self.iteration)
+                if self.growth is not None:
+                    self.growth.record(self.recorder, self.schedule, self.iteration, wait=True)
             except Stopping:
                 return False
         return True

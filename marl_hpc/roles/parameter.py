@@ -26,7 +26,7 @@ KEPT = 4  # published versions; readers lag by at most one, and publishing waits
 
 
 class ParameterShard:
-    handlers = ("publish", "pull", "pin", "pinned", "unpin", "finish", "save")
+    handlers: tuple[str, ...] = ("publish", "pull", "pin", "keep", "pinned", "unpin", "finish", "save")
 
     def __init__(
         self, index: int, policies: tuple[str, ...], transfer: str = "full", shards: int = 1, checkpoint: Path | None = None
@@ -76,6 +76,11 @@ class ParameterShard:
                 raise LookupError(f"version {version} of {policy!r} can't be pinned: parameter/{self.index} keeps versions {kept}")
             self.pins.keep(name, version, self.versions[version][policy])
 
+    def keep(self, name: str, version: int, values: Tensor) -> None:
+        """Pin a slice that comes along. Repeating it changes nothing."""
+        with self.parking.lock:
+            self.pins.keep(name, version, values)
+
     def pinned(self, name: str) -> tuple[int, Tensor]:
         """(version, slice) of a pin, see `storage.pins`."""
         with self.parking.lock:
@@ -96,9 +101,14 @@ class ParameterShard:
         with self.parking.lock:
             record = {f"policy.{name}": values for name, values in self.versions[version].items()}
             record |= {f"pins.{key}": values for key, values in self.pins.state().items()}
+            record |= self.more_state()
         path = Path(folder) / f"parameter-{self.index}.safetensors"
         save_file({name: values.clone() for name, values in record.items()}, path)  # safetensors refuses tensors that share memory
         return path.name, checksum(path)
+
+    def more_state(self) -> dict[str, Tensor]:
+        """What else belongs into this shard's file."""
+        return {}
 
     def close(self) -> None:
         self.parking.close({"stopping": True})

@@ -40,6 +40,7 @@ class Recorder:
         self.due = schedule.start // schedule.evaluate_every * schedule.evaluate_every  # the next evaluation to collect
         self.due = self.due if self.due == schedule.start and self.due > 0 else self.due + schedule.evaluate_every
         self.evaluate: dict[str, Any] | None = None
+        self.population: dict[str, Any] | None = None
         self.final_iteration = schedule.start
         self.final_wall_s: float | None = None
 
@@ -124,6 +125,12 @@ class Recorder:
             },
         )  # fmt: skip
 
+    def log_population(self, schedule: Schedule, stage: int, metrics: dict[str, float]) -> None:
+        """One line for the strategy of a stage, at its beginning."""
+        iteration = schedule.stage_start(stage)
+        self.population = {"stage": stage, **{name.removeprefix("population/"): x for name, x in metrics.items()}}
+        self.writer.write(self.wall_s, schedule.env_steps(iteration), iteration, metrics)
+
     def is_written(self, steps: int, version: int) -> bool:
         """Whether an earlier attempt has written this evaluation."""
         return version in self.writer.evaluated
@@ -163,6 +170,7 @@ class Recorder:
             "env_steps_per_s": (self.final_iteration - self.schedule.start) * self.schedule.steps / (self.wall_s - self.earlier_s),
             "evaluate": self.evaluate,
             "exit_reason": self.exit_reason,
+            **({} if self.population is None else {"population": self.population}),
         }
 
 

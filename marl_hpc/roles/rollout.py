@@ -6,6 +6,7 @@ keyed by what it is for (seed, copy, fragment, …), so it doesn't matter which 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -19,6 +20,7 @@ from marl_hpc.metrics import Clock
 from marl_hpc.networks import to_env
 from marl_hpc.paradigms import Plan
 from marl_hpc.roles.acting import Answer, Inference, ask, dtype_of
+from marl_hpc.roles.casting import Casting
 from marl_hpc.roles.clients import DatasetClient, Stopping, World
 from marl_hpc.roles.play import play, summary_of
 from marl_hpc.roles.schedule import Schedule
@@ -31,14 +33,15 @@ class RolloutWorker:
 
     def __init__(
         self, config: Config, worker: int, team: int, teams: int, env: EnvBatch, evaluation_env: EnvBatch, plans: list[Plan],
-        inference: Any, dataset: DatasetClient, schedule: Schedule, world: World, clock: Clock,
+        inference: Any, dataset: DatasetClient, schedule: Schedule, world: World, clock: Clock, casting: Casting | None = None,
     ) -> None:  # fmt: skip
-        """Workers of a `team` step the same copies, each for its own agents (see `envs.part`); alone, a worker is a team."""
+        """Workers of a `team` step the same copies, each for its own agents (see `envs.part`); alone, a worker is a team. `casting`:
+        where populations are, who plays whom."""
         self.config, self.worker, self.team, self.teams = config, worker, team, teams
         self.env, self.evaluation_env, self.plans = env, evaluation_env, plans
         self.inference, self.policies = inference, inference.policies
         self.dataset, self.schedule = dataset, schedule
-        self.world, self.clock = world, clock
+        self.world, self.clock, self.casting = world, clock, casting
         self.wants_state = any(plan.interface.critic_sees == "state" for plan in plans)
         self.copies = [team * env.copies + b for b in range(env.copies)]  # their places among all copies of the run
         self.groups = whole_of(env).groups
@@ -83,12 +86,16 @@ class RolloutWorker:
         final = self.inference.turn_to(version)
         assert final is None, "the final version is published before training is called finished"
         self.version = version
+        if self.casting is not None:
+            self.casting.turn_to(self.schedule.stage(version), self.evaluation_env)
         self.evaluate(version, self.config.evaluate.final_episodes)
         return False
 
     def restart(self, sequence: int) -> None:
         """New episodes in all copies, seeded by where in the run they start."""
         timeouts = self.config.timeouts
+        if self.casting is not None:
+            self.casting.turn_to(self.schedule.stage(sequence), self.evaluation_env)
         with self.clock.computing("environment"), self.world.allowing(timeouts.start_s * timeouts.scale):
             self.origin = sequence
             self.episode = [0] * self.env.copies
@@ -96,6 +103,7 @@ class RolloutWorker:
             self.lengths = np.zeros(self.env.copies, int)
             self.env.reset(list(range(self.env.copies)), [self.episode_seed(b) for b in range(self.env.copies)])
             self.seen = self.env.observe()
+            self.cast(range(self.env.copies))
             self.first = np.ones(self.env.copies, bool)  # an episode starts here
             self.memory = {
                 name: torch.zeros(self.env.copies, *policy.memory_shape, dtype=dtype_of(policy))
@@ -105,6 +113,16 @@ class RolloutWorker:
     def episode_seed(self, b: int) -> int:
         return integer(self.config.seed, EPISODE, self.copies[b], self.origin, self.episode[b])
 
+    def cast(self, copies: Sequence[int]) -> None:
+        """Say who plays the episodes that these copies begin."""
+        if self.casting is not None:
+            keys = [(self.copies[b], self.origin, self.episode[b]) for b in copies]
+            self.casting.begin(copies, [self.copies[b] for b in copies], keys, self.env.copies)
+
+    def learns(self, group: str) -> np.ndarray | bool:
+        """[B, N]: whose data of a group is learned from."""
+        return True if self.casting is None else self.casting.learns(group, len(self.env.spec.group(group).agents))
+
     def collect(self, sequence: int) -> tuple[dict[str, dict[str, torch.Tensor]], torch.Tensor]:
         """A fragment: ({interface: {"rows": [T, B, row], policy/memory: [C, B, …]}}, episodes that ended in it [E, 2 + G])."""
         steps = self.config.rollout.fragment
@@ -113,7 +131,7 @@ class RolloutWorker:
         memories: dict[str, list[torch.Tensor]] = {name: [] for name, policy in self.policies.items() if policy.memory_shape[1]}
         noise = self.draw(sequence, steps)
         epsilon = {
-            name: plan.algorithm.exploration(plan.options, self.env_steps(sequence))
+            name: plan.algorithm.exploration(plan.options, self.explored(sequence))
             for plan in self.plans
             for name in plan.interface.policies
         }
@@ -127,7 +145,7 @@ class RolloutWorker:
             with self.clock.computing("inference"):
                 for name, row in row_of.items():
                     row[f"{name}/observation"][t] = observation[name]
-                    row[f"{name}/active"][t] = active[name]
+                    row[f"{name}/active"][t] = active[name] & self.learns(name)
                     if name in mask:
                         row[f"{name}/action_mask"][t] = mask[name]
                 for row in rows.values():
@@ -151,7 +169,7 @@ class RolloutWorker:
                 self.lengths += 1
             for name, row in row_of.items():
                 row[f"{name}/next_observation"][t] = after.seen.observation[name]
-                row[f"{name}/next_active"][t] = after.seen.active[name]
+                row[f"{name}/next_active"][t] = after.seen.active[name] & self.learns(name)
                 if name in mask:
                     row[f"{name}/next_action_mask"][t] = after.seen.action_mask[name]
                 row[f"{name}/reward"][t] = after.reward[name]
@@ -169,6 +187,7 @@ class RolloutWorker:
                 with self.clock.computing("environment"):
                     self.env.reset(over, [self.episode_seed(b) for b in over])
                     self.seen = self.env.observe()
+                self.cast(over)
         packed = {name: {"rows": pack(row)} for name, row in rows.items()}
         for plan in self.plans:
             own = {name: torch.stack(memories[name]) for name in plan.interface.policies if name in memories}
@@ -178,6 +197,11 @@ class RolloutWorker:
     def env_steps(self, sequence: int) -> int:
         """Environment steps that have been learned from when this fragment is collected."""
         return self.schedule.env_steps(sequence)
+
+    def explored(self, sequence: int) -> int:
+        """Environment steps since exploration began: with every stage anew, as opponents are others then."""
+        begun = self.schedule.stage(sequence) * self.schedule.stage_steps
+        return max(0, self.env_steps(sequence) - begun)
 
     def note_state(self, rows: dict[str, np.ndarray], t: int, field: str) -> None:
         if self.wants_state:
@@ -208,7 +232,10 @@ class RolloutWorker:
         for name, policy in self.policies.items():
             drawn = {group.name: torch.from_numpy(noise[group.name]).to(dtype_of(policy)) for group in policy.groups}
             questions[name] = ask(policy, self.seen, self.memory[name], drawn, epsilon[name])
-        return self.inference.act(questions)
+        answers = self.inference.act(questions)
+        if self.casting is not None:
+            self.casting.replace(questions, answers)
+        return answers
 
     def evaluate(self, version: int, episodes: int) -> None:
         """Play this worker's share of an evaluation's episodes and report them. Touches nothing that training draws from."""

@@ -3,14 +3,14 @@ save and to evaluate. Every role computes it alike, so nobody has to be told.
 
 Iteration k consumes fragment k of every worker and makes version k+1; version 0 is the initial policy. A *segment* lasts from one
 scheduled checkpoint to the next: environments restart at its start, so that a resumed run and the run that was never stopped are
-the same run.
+the same run. Populations grow in *stages* of so many environment steps; a segment ends where a stage does, too.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
-from marl_hpc.config import Config
+from marl_hpc.config import Config, learns_population
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -22,6 +22,7 @@ class Schedule:
     lag: int
     start: int = 0  # the iteration that this attempt starts with
     start_steps: int = 0  # environment steps learned before it; earlier attempts may have had other numbers of workers
+    stage_steps: int = 0  # environment steps of a stage; 0: there is one
 
     @staticmethod
     def of(config: Config, workers: int, start: int = 0, start_steps: int = 0) -> Schedule:
@@ -34,6 +35,7 @@ class Schedule:
             lag=config.rollout.max_lag,
             start=start,
             start_steps=start_steps,
+            stage_steps=config.population.every_steps if learns_population(config) else 0,
         )
 
     def env_steps(self, iteration: int) -> int:
@@ -42,11 +44,23 @@ class Schedule:
 
     def segment(self, fragment: int) -> int:
         """The iteration at which the environments of this fragment's segment restarted."""
-        return max(self.start, fragment // self.save_every * self.save_every)
+        return max(self.start, fragment // self.save_every * self.save_every, self.stage_start(self.stage(fragment)))
 
     def version(self, fragment: int) -> int:
         """The policy version that collects this fragment: the newest but `lag`, never one from before the segment."""
         return max(self.segment(fragment), fragment - self.lag)
+
+    def stage(self, iteration: int) -> int:
+        """The stage of populations in which an iteration lies: so many policies have joined each of them by then."""
+        return self.env_steps(iteration) // self.stage_steps if self.stage_steps else 0
+
+    def stage_start(self, stage: int) -> int:
+        """The first iteration of a stage, in this attempt."""
+        return self.start + max(0, -(-(stage * self.stage_steps - self.start_steps) // self.steps))
+
+    def ends_stage(self, iteration: int) -> bool:
+        """Whether a stage ends with this iteration."""
+        return self.stage(iteration + 1) > self.stage(iteration)
 
     def saves_after(self, iteration: int) -> bool:
         return (iteration + 1) % self.save_every == 0

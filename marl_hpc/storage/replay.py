@@ -91,6 +91,12 @@ class ReplayTable:
             places = slot * self.items + np.arange(self.items)
             self.tree.set(places, np.full(len(places), self.highest**self.config.priority_exponent))
 
+    def clear(self) -> None:
+        """Forget everything."""
+        self.inserted, self.highest = 0, 1.0
+        if self.tree is not None:
+            self.tree = SumTree(len(self.rings["rows"]) * self.items)
+
     def allocate(self, shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
         """Zeros, in memory or in a file that goes with this process."""
         if self.spill is None:

@@ -1,0 +1,317 @@
+"""Who plays whom: in populations every copy of the environment is cast anew with each episode, some players with frozen policies.
+
+A *player* is what a population has policies for: an agent, or a team of which all agents are played by one member. One player of a copy
+learns, or all do; data of who is played by a frozen policy is marked as inactive, so that nobody learns from it. Before a stage begins,
+rollout workers play whom the payoff table lacks.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import OrderedDict
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+
+from marl_hpc.actors import PolicyNetwork, build_policy
+from marl_hpc.agents import TeamAgent
+from marl_hpc.config import Config, ConfigError
+from marl_hpc.envs.openspiel_fast import whole_game
+from marl_hpc.games import Game, realization_plan
+from marl_hpc.keyed_random import OPPONENT, PAYOFF_ACTION, generator
+from marl_hpc.metrics import Clock
+from marl_hpc.networks import load_flat
+from marl_hpc.paradigms import Plan
+from marl_hpc.populations import Lease, Member, PolicyId, content_hash, episode_seeds, exact_cells, profiles
+from marl_hpc.populations.schemes import LEARNS, Strategy, configured
+from marl_hpc.roles.acting import Answer, Question, answer
+from marl_hpc.roles.clients import ParameterClient
+from marl_hpc.roles.play import episodes_of
+from marl_hpc.roles.population import PopulationClient
+from marl_hpc.roles.tabulating import tabular, tabulates
+from marl_hpc.types import EnvBatch, Step
+
+Networks = dict[str, PolicyNetwork]
+
+
+class Player(NamedTuple):
+    population: int  # the place of its interface
+    places: dict[str, list[int]]  # of its agents, by group
+
+
+def players_of(plans: Sequence[Plan]) -> list[Player]:
+    """The players of these interfaces: their teams, and all agents that learn for themselves; in the order of their numbers where agents
+    are called by some, as player_0."""
+    found: list[tuple[list[Any], Player]] = []
+    for population, plan in enumerate(plans):
+        groups = plan.interface.groups
+        if issubclass(plan.agent, TeamAgent):
+            found.append(
+                (natural(plan.interface.agents[0]), Player(population, {g.name: list(range(len(g.agents))) for g in groups}))
+            )
+        else:
+            found += [(natural(agent), Player(population, {g.name: [i]})) for g in groups for i, agent in enumerate(g.agents)]
+    return [player for _, player in sorted(found, key=lambda pair: pair[0])]
+
+
+def populations_of(players: Sequence[Player]) -> tuple[int, ...]:
+    """Each player's population, numbered in the order of players."""
+    order = list(dict.fromkeys(player.population for player in players))
+    return tuple(order.index(player.population) for player in players)
+
+
+def natural(name: str) -> list[Any]:
+    """
+    >>> sorted(["player_10", "player_9"], key=natural)
+    ['player_9', 'player_10']
+    """
+    return [int(part) if part.isdigit() else part for part in re.split(r"(\d+)", name)]
+
+
+def pin_name(member: PolicyId, policy: str) -> str:
+    """What a member's policy is pinned as on the parameter shards."""
+    return f"population/{member}/{policy}"
+
+
+@dataclass
+class Frozen:
+    networks: Networks
+    member: Member
+
+
+class FrozenPolicies:
+    """Members of populations, ready to act; those that were used last are kept."""
+
+    def __init__(
+        self,
+        plans: Sequence[Plan],
+        populations: Mapping[int, int],
+        build: Callable[[Plan], Networks],
+        parameters: ParameterClient,
+        client: PopulationClient,
+        limit: int,
+    ) -> None:  # fmt: skip
+        """`populations`: the place of each population's interface among `plans`."""
+        self.plans, self.populations, self.build, self.limit = plans, populations, build, limit
+        self.parameters, self.client = parameters, client
+        self.members: dict[PolicyId, Member] = {}
+        self.kept: OrderedDict[PolicyId, Frozen] = OrderedDict()
+
+    def __getitem__(self, name: PolicyId) -> Frozen:
+        if name in self.kept:
+            self.kept.move_to_end(name)
+            return self.kept[name]
+        if name not in self.members:
+            self.members = {member.id: member for member in self.client.members()}
+        member, plan = self.members[name], self.plans[self.populations[name.population]]
+        networks = self.build(plan)
+        values = {policy: self.parameters.pinned(pin_name(name, policy))[1] for policy in plan.interface.policies}
+        found = content_hash(np.concatenate([x.numpy() for x in values.values()]))
+        if found != member.content:
+            raise RuntimeError(f"the values of frozen policy {name} have changed: their SHA-256 isn't {member.content}")
+        for policy, flat in values.items():
+            load_flat(networks[policy], flat)
+        self.kept[name] = Frozen(networks, member)
+        while len(self.kept) > self.limit:
+            self.kept.popitem(last=False)
+        return self.kept[name]
+
+
+class Casting:
+    """What a rollout worker casts its copies with."""
+
+    def __init__(
+        self, plans: Sequence[Plan], frozen: FrozenPolicies, client: PopulationClient, seed: int, game: Game | None, clock: Clock,
+        alive: Callable[[], None],
+    ) -> None:  # fmt: skip
+        """`game`: where payoffs are computed."""
+        self.plans, self.frozen, self.client, self.seed, self.game = plans, frozen, client, seed, game
+        self.clock, self.alive = clock, alive
+        self.players = players_of(plans)
+        self.populations = populations_of(self.players)
+        self.stage = -1
+        self.strategy: Strategy | None = None
+        self.cast = np.zeros((0, len(self.players)), np.int64)  # [B, players] members' numbers
+        self.plans_of: dict[tuple[int, PolicyId], np.ndarray] = {}  # realization plans by seat
+
+    def turn_to(self, stage: int, env: EnvBatch) -> None:
+        """Cast by a stage's strategy from now on. As long as the payoff table isn't complete, play or compute what it lacks."""
+        if stage == self.stage:
+            return
+        while True:
+            work = self.client.work(stage)
+            if work.strategy is not None:
+                self.stage, self.strategy = stage, work.strategy
+                return
+            with self.clock.computing("payoffs"):
+                if work.lease is not None:
+                    self.client.report(work.lease, self.simulate(work.lease, env))
+                elif work.cells is not None:
+                    self.client.fill(*self.compute(work.cells))
+
+    def begin(self, copies: Sequence[int], numbers: Sequence[int], keys: Sequence[tuple[int, ...]], total: int) -> None:
+        """Draw who plays the next episodes of these copies; `numbers` are their places among all `total` copies of the run, `keys` what an
+        episode is known by."""
+        strategy = self.strategy
+        assert strategy is not None, "turn_to comes first"
+        if len(self.cast) != total:
+            self.cast = np.full((total, len(self.players)), LEARNS)
+        for copy, number, key in zip(copies, numbers, keys, strict=True):
+            stream = generator(self.seed, OPPONENT, *key)
+            if stream.random() < strategy.live:
+                self.cast[copy] = LEARNS
+                continue
+            meeting = strategy.meetings[number % len(self.players)]
+            self.cast[copy] = meeting.profiles[stream.choice(len(meeting.weights), p=meeting.weights)]
+
+    def learns(self, group: str, agents: int) -> np.ndarray:
+        """[B, N]: whose data of a group is learned from."""
+        mask = np.zeros((len(self.cast), agents), bool)
+        for player, own in enumerate(self.players):
+            if group in own.places:
+                mask[:, own.places[group]] = self.cast[:, [player]] == LEARNS
+        return mask
+
+    def replace(self, questions: Mapping[str, Question], answers: dict[str, Answer]) -> None:
+        """Where frozen policies play, put what they do in place of what `answers` say."""
+        for plan_place, plan in enumerate(self.plans):
+            mine = [i for i, player in enumerate(self.players) if player.population == plan_place]
+            numbers = np.unique(self.cast[:, mine])
+            for number in numbers[numbers != LEARNS].tolist():
+                frozen = self.frozen[PolicyId(self.populations[mine[0]], number)]
+                rows = np.flatnonzero((self.cast[:, mine] == number).any(1))
+                for name in plan.interface.policies:
+                    said = answer(frozen.networks[name], asked(questions[name], rows, frozen.member.played))
+                    for player in mine:
+                        self.put(player, number, rows, said, answers[name], frozen.networks[name])
+
+    def put(self, player: int, number: int, rows: np.ndarray, said: Answer, into: Answer, policy: PolicyNetwork) -> None:
+        """What a policy said for the copies `rows`, where it plays this player."""
+        here = torch.from_numpy(self.cast[rows, player] == number)
+        copies = torch.from_numpy(rows)[here]
+        for group in policy.groups:
+            places = torch.tensor(self.players[player].places.get(group.name, []), dtype=torch.int64)
+            if not len(places):
+                continue
+            into.actions[group.name][copies[:, None], places] = said.actions[group.name][here][:, places]
+            if policy.memory_shape[1]:
+                own = torch.arange(policy.memory_shape[0]) if policy.together else places
+                into.memory[copies[:, None], own] = said.memory[here][:, own]
+
+    def simulate(self, lease: Lease, env: EnvBatch) -> np.ndarray:
+        """Returns [E, players] of a lease's episodes: sums over steps, means over a player's agents."""
+        whom = profiles(self.populations, lease.cell, lease.numbers)
+        seeds = episode_seeds(self.seed, lease.cell, lease.numbers)
+        before, self.cast = self.cast, np.zeros((env.copies, len(self.players)), np.int64)
+
+        def start(copy: int, episode: int) -> tuple[int, np.random.Generator]:
+            self.cast[copy] = whom[episode]
+            return seeds[episode], generator(seeds[episode], PAYOFF_ACTION)
+
+        try:
+            found = episodes_of(env, Match(self), range(len(whom)), start, self.earned, alive=self.alive)
+        finally:
+            self.cast = before
+        return np.array([returns for returns, _ in found])
+
+    def earned(self, step: Step) -> np.ndarray:
+        """[B, players]: rewards of a step, means over a player's agents."""
+        each = [
+            np.concatenate([step.reward[group][:, places] for group, places in player.places.items()], 1).mean(1)
+            for player in self.players
+        ]
+        return np.stack(each, 1)
+
+    def compute(self, cells: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """These cells exactly, as `PayoffTable.fill` takes them."""
+        assert self.game is not None
+        sizes = cells.max(0) + 1
+        plans = [np.stack([self.plan_of(seat, number) for number in range(int(size))]) for seat, size in enumerate(sizes)]
+        for population in set(self.populations):  # who shares one has the same policies, each in its seat
+            seats = [seat for seat, own in enumerate(self.populations) if own == population]
+            most = max(len(plans[seat]) for seat in seats)
+            for seat in seats:
+                plans[seat] = np.stack([self.plan_of(seat, number) for number in range(most)])
+        found = exact_cells(self.game, plans, cells, self.populations)
+        return found.cells, found.means, found.beats
+
+    def plan_of(self, seat: int, number: int) -> np.ndarray:
+        """A member's realization plan [S] in a seat."""
+        assert self.game is not None
+        name = PolicyId(self.populations[seat], number)
+        if (seat, name) not in self.plans_of:
+            frozen = self.frozen[name]
+            policy = tabular(frozen.networks, self.players[seat].places, self.game, seat, frozen.member.played)
+            self.plans_of[seat, name] = realization_plan(self.game, seat, policy)
+        return self.plans_of[seat, name]
+
+
+class Match:
+    """Frozen policies only, as an `Acting`."""
+
+    def __init__(self, casting: Casting) -> None:
+        self.casting = casting
+        first = [casting.frozen[PolicyId(population, 0)] for population in dict.fromkeys(casting.populations)]
+        self.policies: Networks = {name: network for frozen in first for name, network in frozen.networks.items()}
+
+    def act(self, questions: Mapping[str, Question]) -> dict[str, Answer]:
+        answers = {name: nothing_said(self.policies[name], question) for name, question in questions.items()}
+        self.casting.replace(questions, answers)
+        return answers
+
+
+def nothing_said(policy: PolicyNetwork, question: Question) -> Answer:
+    """An answer to be filled in."""
+    actions, log_probs = {}, {}
+    for group in policy.groups:
+        lead, space = question.inputs[group.name]["active"].shape, group.action_space
+        kind = question.memory.dtype if space.kind == "box" else torch.int64
+        actions[group.name] = torch.zeros(*lead, *space.action_shape, dtype=kind)
+        log_probs[group.name] = question.memory.new_zeros(lead)
+    return Answer(actions, log_probs, question.memory.clone())
+
+
+def asked(question: Question, rows: np.ndarray, played: str) -> Question:
+    """The question about some copies, to a policy that is played like that."""
+    places = torch.from_numpy(rows)
+    inputs = {group: {name: x[places] for name, x in fields.items()} for group, fields in question.inputs.items()}
+    noise = None if question.noise is None or played == "greedy" else {group: x[places] for group, x in question.noise.items()}
+    return Question(inputs, question.memory[places], noise, 1.0 if played == "uniform" else 0.0)
+
+
+def check(config: Config, plans: Sequence[Plan], env: EnvBatch) -> None:
+    """Raise ConfigError where these policies can't be in populations."""
+    section, players = config.population, players_of(plans)
+    spaces = [group.action_space.kind for plan in plans for group in plan.interface.groups]
+    if section.start in ("uniform", "pure") and "box" in spaces:
+        raise ConfigError(
+            f"population.start={section.start} is about discrete actions, and env={config.env['name']} has continuous ones: set start=network"
+        )
+    if len(players) < 2:
+        raise ConfigError(
+            f"population={section.name} with one player: in env={config.env['name']} all agents are one team; choose another paradigm, or "
+            "interfaces of several teams"
+        )
+    if section.name != "self_play" and config.rollout.envs % len(players):
+        raise ConfigError(
+            f"rollout.envs={config.rollout.envs} with population={section.name}: one player learns in each copy of the environment, in turns; "
+            f"set rollout.envs to a multiple of {len(players)}, the number of players"
+        )
+    if section.payoffs == "exact":
+        alone = all(sum(map(len, player.places.values())) == 1 for player in players)
+        with torch.device("meta"):
+            networks = {
+                name: build_policy(groups, plan.algorithm.network(plan.options, plan.interface))
+                for plan in plans
+                for name, groups in plan.interface.policies.items()
+            }
+        if not alone or not tabulates(networks, whole_game(env)):
+            raise ConfigError(
+                f"population.payoffs=exact with env={config.env['name']}: payoffs are computed in games that are written down whole, such as "
+                "openspiel_fast/…, of policies that act by what they see now; set payoffs=simulated, or algorithm.gru=0"
+            )
+    if section.name == "psro":
+        configured(section)

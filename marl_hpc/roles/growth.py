@@ -1,0 +1,140 @@
+"""How populations grow by what is learned: when a stage ends, a learner freezes its policies; the lead writes down what that comes to."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from marl_hpc.config import Population
+from marl_hpc.games import Game, mixture_policy, nash_conv
+from marl_hpc.populations import Member, PayoffTable, PolicyId, PolicyPopulation, content_hash
+from marl_hpc.populations.schemes import Strategy
+from marl_hpc.roles.casting import FrozenPolicies, Player, pin_name, populations_of
+from marl_hpc.roles.clients import ParameterClient
+from marl_hpc.roles.population import TABLE, PopulationClient
+from marl_hpc.roles.population_folder import PopulationFolder
+from marl_hpc.roles.recorder import Recorder
+from marl_hpc.roles.replica import Replica
+from marl_hpc.roles.schedule import Schedule
+from marl_hpc.roles.tabulating import tabular
+
+
+class Growth:
+    def __init__(
+        self, section: Population, players: Sequence[Player], populations: Mapping[str, int], parameters: ParameterClient,
+        client: PopulationClient, stage: int, records: Records | None,
+    ) -> None:  # fmt: skip
+        """`populations` by interface; `stage` is the one that training is in; `records` are the lead's."""
+        self.section, self.players, self.populations = section, players, populations
+        self.parameters, self.client, self.records = parameters, client, records
+        self.greedy = section.name == "psro" if section.greedy is None else section.greedy
+
+    def begin(self, replicas: Sequence[Replica]) -> None:
+        """Add what populations start with."""
+        start = self.section.start or "network"
+        for agent, part, _ in replicas:
+            if part == 0:
+                values = agent.policy_values()
+                if start != "network":
+                    values = {name: torch.zeros_like(x) for name, x in values.items()}
+                played = {"network": self.played, "uniform": "uniform", "pure": "greedy"}[start]
+                self.add(agent.interface.name, 0, values, f"start: {start}", played, None, 0)
+
+    @property
+    def played(self) -> str:
+        return "greedy" if self.greedy else "drawn"
+
+    def freeze(self, replicas: Sequence[Replica], stage: int, env_steps: int) -> None:
+        """Add what has been learned, when this stage begins."""
+        for agent, part, _ in replicas:
+            if part == 0:
+                parent = None if self.section.fresh or stage == 1 else stage - 1
+                made_by = "best response" if self.section.name in ("psro", "fictitious_play") else "learned"
+                self.add(agent.interface.name, stage, agent.policy_values(), made_by, self.played, parent, env_steps)
+            if self.section.fresh:
+                agent.begin_anew(stage)
+
+    def add(
+        self, interface: str, stage: int, values: Mapping[str, Tensor], made_by: str, played: str, parent: int | None, env_steps: int
+    ) -> None:  # fmt: skip
+        name = PolicyId(self.populations[interface], stage)
+        for policy, flat in values.items():
+            self.parameters.keep(pin_name(name, policy), stage, flat)
+        content = content_hash(np.concatenate([x.numpy() for x in values.values()]))
+        self.client.admit(Member(name, parent, stage, env_steps, made_by, played, content))
+
+    def record(self, recorder: Recorder, schedule: Schedule, iteration: int, *, wait: bool) -> None:
+        """Write down the stages up to this iteration whose strategies are known; all of them where it waits."""
+        assert self.records is not None, "the lead has some"
+        while self.records.next <= schedule.stage(iteration):
+            found = self.client.strategy(self.records.next, wait=wait)
+            if found is None:
+                return
+            recorder.log_population(schedule, self.records.next, self.records.note(found))
+        if wait:
+            self.records.close()
+
+
+class Records:
+    """What the lead writes into the run's folder."""
+
+    def __init__(
+        self, section: Population, players: Sequence[Player], folder: PopulationFolder, frozen: FrozenPolicies, client: PopulationClient,
+        game: Game | None, stage: int,
+    ) -> None:  # fmt: skip
+        """`game`: the game written down whole, where policies can be tabulated in it; `stage`: the first that isn't noted yet."""
+        self.section, self.players, self.folder, self.frozen, self.client, self.game = (
+            section,
+            players,
+            folder,
+            frozen,
+            client,
+            game,
+        )
+        self.populations = populations_of(players)
+        self.next = stage
+        self.tables: dict[tuple[int, int], np.ndarray] = {}
+        self.last: Strategy | None = None
+
+    def note(self, strategy: Strategy) -> dict[str, float]:
+        """Metrics of a stage's strategy."""
+        metrics = {"population/size": float(self.next + 1)}
+        for player, mixture in enumerate(strategy.mixtures):
+            metrics[f"population/support/player_{player}"] = float((mixture > 1e-6).sum())
+        if self.game is not None:
+            gap = nash_conv(self.game, self.policies(strategy.mixtures))
+            metrics |= {"population/nash_conv": gap, "population/exploitability": gap / self.game.players}
+        self.folder.add(self.next, strategy.mixtures, **{name.removeprefix("population/"): x for name, x in metrics.items()})
+        self.next, self.last = self.next + 1, strategy
+        return metrics
+
+    def policies(self, mixtures: Sequence[np.ndarray]) -> list[np.ndarray]:
+        """The behavior policy [I, A] of each player that its mixture amounts to, weighted by reach."""
+        assert self.game is not None
+        found = []
+        for seat, mixture in enumerate(mixtures):
+            played = np.flatnonzero(mixture > 0)
+            found.append(mixture_policy(self.game, seat, np.stack([self.table(seat, int(k)) for k in played]), mixture[played]))
+        return found
+
+    def table(self, seat: int, number: int) -> np.ndarray:
+        if (seat, number) not in self.tables:
+            frozen = self.frozen[PolicyId(self.populations[seat], number)]
+            assert self.game is not None
+            self.tables[seat, number] = tabular(frozen.networks, self.players[seat].places, self.game, seat, frozen.member.played)
+        return self.tables[seat, number]
+
+    def close(self) -> None:
+        """Write who is there, and what all that amounts to."""
+        population = PolicyPopulation(self.populations)
+        for member in self.client.members():
+            population.admit(member)
+        table = PayoffTable(self.populations)
+        if self.section.name in TABLE:
+            table.adopt(self.client.table())
+        self.folder.write(population, table)
+        if self.game is not None and self.last is not None:
+            self.folder.export(self.game, self.policies(self.last.mixtures))
