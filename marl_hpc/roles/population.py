@@ -99,7 +99,7 @@ class PopulationShard(ParameterShard):
     def members(self) -> list[tuple[Any, ...]]:
         """All lineages."""
         with self.parking.lock:
-            return [tuple(member) for member in self.population]
+            return [(tuple(member.id), *member[1:]) for member in self.population]
 
     def table(self) -> dict[str, Tensor]:
         """`PayoffTable.state`."""
