@@ -27,6 +27,7 @@ from marl_hpc.types import Exchange, InterfaceSpec, ReplayConfig
 
 ALGORITHMS: dict[str, str | type] = {
     "ppo": "marl_hpc.algorithms.ppo:PPO",
+    "mmd": "marl_hpc.algorithms.mmd:MMD",
     "a2c": "marl_hpc.algorithms.a2c:A2C",
     "scalable_ac": "marl_hpc.algorithms.scalable_ac:ScalableAC",
     "happo": "marl_hpc.algorithms.happo:HAPPO",
