@@ -253,7 +253,7 @@ class Mpi:
         """`communicator`: mpi4py's, e.g. MPI.COMM_WORLD."""
         self.communicator, self.name = communicator, "MPI neighborhood collective"
         self.buffers = own_buffers
-        self.graphs: dict[int, Any] = {}
+        self.graphs: dict[int, tuple[ExchangePlan, Any]] = {}  # plans are kept, so that no other gets their id
 
     def begin(self, plan: ExchangePlan, buffers: Buffers, turn: int) -> Finish:
         from mpi4py import MPI
@@ -261,7 +261,7 @@ class Mpi:
         source = buffers.pair[turn]
         if id(plan) not in self.graphs:
             graph = self.communicator.Create_dist_graph_adjacent(sorted(plan.receives), sorted(plan.sends))
-            self.graphs[id(plan)] = graph
+            self.graphs[id(plan)] = plan, graph
         width, n = source.shape[1], len(plan.agents)
         row = MPI.BYTE.Create_contiguous(width * source.element_size()).Commit()
         rows = torch.cat([plan.sends[q] for q in sorted(plan.sends)] or [torch.zeros(0, dtype=torch.int64)])
@@ -269,7 +269,7 @@ class Mpi:
         out = [len(plan.sends[q]) for q in sorted(plan.sends)]
         into = [plan.receives[q].stop - plan.receives[q].start for q in sorted(plan.receives)]
         halo = source[n:]
-        request = self.graphs[id(plan)].Ineighbor_alltoallv(
+        request = self.graphs[id(plan)][1].Ineighbor_alltoallv(
             [sent.view(torch.uint8).numpy(), out, np.cumsum([0, *out[:-1]])[: len(out)], row],
             [halo.view(torch.uint8).numpy(), into, np.cumsum([0, *into[:-1]])[: len(into)], row],
         )
