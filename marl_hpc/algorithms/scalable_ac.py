@@ -63,6 +63,12 @@ class ScalableAC(A2C):
                 "observations: leave messages out and set gru=0, or use algorithm=a2c"
             )
         super().check(config, interface, fragment)
+        if pairs := set(interface.neighbors) - {(j, i) for i, j in interface.neighbors}:
+            i, j = min(pairs)
+            raise ConfigError(
+                f"algorithm=scalable_ac is about neighbors that affect each other, and on this graph agent {i} hears agent {j}, which doesn't "
+                f"hear it: choose an undirected topology, or algorithm=a2c"
+            )
         if config.kappa < 1:
             raise ConfigError(f"algorithm.kappa={config.kappa} must be 1 hop or more")
         if interface.mix != "none":
@@ -105,6 +111,7 @@ class ScalableAC(A2C):
     def with_advantages(self, batch: Batch) -> Batch:
         with torch.no_grad():
             worth = self.values.denormalize(self.critic.unroll(batch, None)[0])
+            worth = worth * self.together(batch, "active")  # whoever's episode has ended expects nothing
             rows = worth.movedim(-1, 0)
             nearby = (rows + self.critic.hear(rows).sum(1)).movedim(0, -1) / self.everyone
         batch = super().with_advantages(batch)
@@ -150,10 +157,15 @@ class LocalCritic(nn.Module):
         acted = encoded(self.distribution, own[f"{prefix}action"], observation)
         lead = own["active"].dim()
         each = torch.cat([observation.flatten(lead) if observation.dim() > lead else observation.unsqueeze(-1), acted], -1)
-        each = each * own["active"].unsqueeze(-1)
+        each = each * self.acts(own, prefix).unsqueeze(-1)
         rows = inward(each)
         seen = torch.cat([rows, side_by_side(self.hear(rows))], -1)
         return self.network(seen.movedim(0, -2).reshape(*each.shape[:-1], -1)).squeeze(-1)
+
+    @staticmethod
+    def acts(own: Batch, prefix: str) -> Tensor:
+        """[..., n]: who acts; next, also who is cut off and would have gone on."""
+        return own["next_active"] | own["truncated"] if prefix else own["active"]
 
     def hear(self, x: Tensor) -> Tensor:
         """x [n, …] of everybody within κ hops [n, K, …]."""

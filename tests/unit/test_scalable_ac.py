@@ -57,7 +57,8 @@ def test_critics_see_and_policies_answer_for_those_within_kappa_hops(kappa):
         worth[..., i] = (hidden @ layers[2][i] + layers[3][i, 0])[..., 0]
     found = algorithm.with_advantages(algorithm.with_next_actions(batch, 0))
     np.testing.assert_allclose(found["old_value"].numpy(), worth, atol=1e-12)
-    np.testing.assert_allclose(found["advantage"].numpy(), worth @ near.T / n, atol=1e-12)
+    expected = (worth * batch["g/active"].numpy()) @ near.T / n  # critics of those whose episodes have ended expect nothing
+    np.testing.assert_allclose(found["advantage"].numpy(), expected, atol=1e-12)
 
 
 def test_targets_are_sarsas():
@@ -72,6 +73,33 @@ def test_targets_are_sarsas():
         last = algorithm.critic.after({name: x[-1] for name, x in batch.items()}, torch.zeros(0))
     following = torch.cat([worth[1:], last[None]])
     torch.testing.assert_close(found["target"], batch["g/reward"] + 0.9 * following)
+
+
+@pytest.mark.parametrize("cut_off", [False, True])
+def test_after_the_last_step_who_has_ended_is_no_longer_seen_and_who_was_cut_off_is(cut_off):
+    graph = topology.from_edges([(0, 1), (1, 2)])
+    algorithm = algorithm_of(graph, kappa=1)
+    batch = batch_of(algorithm.interface, 3, 2, ends=0.0)
+    batch["g/next_active"][:] = True
+    batch["g/next_active"][-1, :, 1] = False
+    batch["g/truncated" if cut_off else "g/terminated"][-1, :, 1] = True
+    batch = algorithm.with_next_actions(batch, 0)
+    last = {name: x[-1] for name, x in batch.items()}
+
+    def after(seen):
+        with torch.no_grad():
+            return algorithm.critic.after({**last, "g/next_observation": seen}, torch.zeros(0))[:, [0, 2]]
+
+    seen = last["g/next_observation"]
+    changed = seen.clone()
+    changed[:, 1] += 1.0
+    assert torch.equal(after(seen), after(changed)) != cut_off
+
+
+def test_directed_graphs_are_refused():
+    graph = topology.from_edges([(0, 1), (1, 2), (2, 0)], directed=True)
+    with pytest.raises(ConfigError, match="agent 0 hears agent 1, which doesn't hear it"):
+        ScalableAC.check(ScalableACConfig(), interface_of(graph), 10)
 
 
 def expected_gradient(algorithm, rewards, observation):
