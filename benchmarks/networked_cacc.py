@@ -1,8 +1,10 @@
 """How well do platoons drive that learn by themselves, from critics shared with neighbors, or by talking to them?
 
-    python benchmarks/networked_cacc.py [--scenarios catchup slowdown] [--vehicles 8] [--ways consensus] [--seeds 3] [--runs FOLDER]
+    python benchmarks/networked_cacc.py [--scenarios catchup slowdown] [--seeds 3]
+    python benchmarks/networked_cacc.py --scenarios catchup --vehicles 100 --ways independent consensus neurcomm --seeds 5 --steps 160000
 
-Each run is `experiment=networked/cacc_SCENARIO` with the overrides of its way, the same steps and settings for all. The final policies play
+Each run is `experiment=networked/cacc_SCENARIO` with the overrides of its way, the same steps and settings for all; platoons of more than
+8 vehicles have smaller networks, all with a memory, as messages need one. The final policies play
 100 episodes greedily with `env.near=0`, as the authors of the task evaluate; the score is theirs, too: the mean over steps of the sum over
 vehicles of -(headway error)² - (speed error)² - 0.1 (acceleration)², m and s. Beside it stand two policies that don't learn from rewards of
 single steps: action 3 always, and a linear one tuned by the cross-entropy method (`benchmarks/cacc_baselines.py`, 8 vehicles).
@@ -31,10 +33,11 @@ from marl_hpc.summary import git_state, versions
 ROOT = Path(__file__).parent.parent
 WAYS = {
     "independent": ["topology.mix=none", "topology.reward_discount=0"],
-    "consensus": [],
-    "consensus, policies too": ["topology.mix=all"],
-    "neurcomm": ["algorithm.messages=neurcomm", "algorithm.gru=64", "algorithm.chunk=20"],
+    "experiment": [],  # consensus as the experiment has it
+    "consensus": ["topology.mix=critic"],
+    "neurcomm": ["topology.mix=critic", "algorithm.messages=neurcomm"],
 }
+LARGE = ["algorithm.hidden=[16]", "algorithm.gru=16", "algorithm.chunk=20", "algorithm.epochs=4", "rollout.envs=16"]
 STEPS, EPISODES = 600, 100
 
 
@@ -42,7 +45,8 @@ def run(folder: Path, scenario: str, vehicles: int, way: str, seed: int, steps: 
     path = folder / f"{scenario}-{vehicles}-{way.replace(', ', '-').replace(' ', '_')}-{seed}"
     if not (path / "summary.json").exists():
         overrides = [
-            f"experiment=networked/cacc_{scenario}", f"env.vehicles={vehicles}", f"seed={seed}", *WAYS[way], "world=inline", f"run.dir={path}",
+            f"experiment=networked/cacc_{scenario}", f"env.vehicles={vehicles}", f"seed={seed}",
+            *(LARGE if vehicles > 8 else []), *WAYS[way], "world=inline", f"run.dir={path}",
             "run.resume=auto", *([] if steps is None else [f"budget.env_steps={steps}", f"algorithm.lr_steps={steps}"]),
         ]  # fmt: skip
         subprocess.run(
@@ -68,7 +72,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--scenarios", nargs="+", default=["catchup", "slowdown"], choices=["catchup", "slowdown"])
     parser.add_argument("--vehicles", type=int, default=8)
-    parser.add_argument("--ways", nargs="+", default=["consensus"], choices=list(WAYS))
+    parser.add_argument("--ways", nargs="+", default=["experiment"], choices=list(WAYS))
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--steps", type=int, help="environment steps; default: the experiment's")
     parser.add_argument("--runs", type=Path, default=Path("runs/networked_cacc"))
@@ -89,7 +93,7 @@ def main() -> None:
             print(f"{scenario}, {way}: {np.mean(scores):.1f} [{low:.1f}, {high:.1f}] ({each}), {collisions} collisions", flush=True)
     record = {
         "question": (__doc__ or "").splitlines()[0], "git": git_state(), "versions": versions(), "vehicles": arguments.vehicles,
-        "score": "mean over steps, sum over vehicles", "ways": WAYS, "table": table,
+        "score": "mean over steps, sum over vehicles", "ways": WAYS, "large": LARGE, "table": table,
     }  # fmt: skip
     path = ROOT / "benchmarks" / "results" / f"networked_cacc-{arguments.vehicles}.json"
     path.write_text(json.dumps(record, indent=1) + "\n")

@@ -71,9 +71,7 @@ def test_consensus_comes_at_the_rate_of_the_second_largest_eigenvalue(name):
 
 
 def in_turn(rank, ranks, agents):
-    plans = [
-        ExchangePlan(mixing.uniform(graph), blocks(agents, ranks), rank) for graph in topology.one_peer_exponential(agents)
-    ]
+    plans = [ExchangePlan(mixing.uniform(graph), blocks(agents, ranks), rank) for graph in topology.one_peer_exponential(agents)]
     transport = PointToPoint()
     found = []
     for period in range(3):
