@@ -297,7 +297,8 @@ def make(name: str, agents: int, **options: Any) -> list[Graph]:
         options = {"n": agents, **options}
     unknown = [key for key in options if key not in taken]
     if unknown:
-        raise ConfigError(f"topology {name!r} has no option {unknown[0]!r}; it takes {', '.join(taken)}")
+        known = ", ".join(key for key in taken if key != "n") or "none"
+        raise ConfigError(f"topology {name!r} has no option {unknown[0]!r}; it takes {known}")
     made: Any = target(**options)
     graphs: list[Graph] = made if isinstance(made, list) else [made]
     for graph in graphs:
