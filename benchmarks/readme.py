@@ -6,6 +6,7 @@ python benchmarks/readme.py
 from __future__ import annotations
 
 import json
+import math
 import re
 from itertools import groupby
 from pathlib import Path
@@ -65,6 +66,9 @@ def tables() -> str:
             *neighbors(),
             *random_mdp(),
             *cue(),
+            *wireless(),
+            *platoons(),
+            *many_agents(),
         ]
     )
 
@@ -131,7 +135,9 @@ def learning() -> list[str]:
             done = finished(entry)
             going = len(entry["runs"]) - len(done)
             steps = (
-                ", ".join(sorted({f"{r['env_steps']:,}" for r in done}, key=len)) if len(done) <= 5 else f"{done[0]['env_steps']:,}"
+                ", ".join(f"{n:,}" for n in sorted({r["env_steps"] for r in done}))
+                if len(done) <= 5
+                else f"{done[0]['env_steps']:,}"
             )
             returns = [several([r[way]["return_mean"] for r in done]) for way in ("greedy", "sampled")]
             best = several([max(value for _, value in r["curve"]) for r in done])
@@ -371,6 +377,82 @@ def cue() -> list[str]:
     return lines
 
 
+def wireless() -> list[str]:
+    record = recorded("networked_wireless")
+    if record is None:
+        return []
+    lines = [
+        "",
+        f"`python benchmarks/networked_wireless.py`: discounted throughput of a user in wireless access (Qu et al. 2020; 30 steps, γ = "
+        f"{record['gamma']:g}), {record['episodes']} episodes, commit {record['git']['commit'][:8]}.",
+        "",
+        "| | mean [95 % interval] | by seed |",
+        "|---|---|---|",
+    ]
+    for name, row in record["results"].items():
+        low, high = row["interval"]
+        each = " ".join(f"{score:.3f}" for score in row.get("scores", [])) or "–"
+        lines.append(f"| {name} | {row['mean']:.3f} [{low:.3f}, {high:.3f}] | {each} |")
+    return lines
+
+
+def platoons() -> list[str]:
+    beside = recorded("cacc_baselines")
+    lines = []
+    for vehicles in (8, 100):
+        record = recorded(f"networked_cacc-{vehicles}")
+        if record is None or beside is None:
+            continue
+        steps = {name: rows[next(iter(rows))]["runs"][0]["env_steps"] for name, rows in record["table"].items()}
+        lines += [
+            "",
+            f"`python benchmarks/networked_cacc.py`, {vehicles} vehicles: the platoon's score as its authors take it (mean over steps of the sum over "
+            f"vehicles), 100 episodes a seed played greedily, after {', '.join(f'{n:,} environment steps ({s})' for s, n in steps.items())}; commit "
+            f"{record['git']['commit'][:8]}.",
+            "",
+            "| scenario | | score, mean [95 % interval] | by seed | episodes that end in a collision |",
+            "|---|---|---|---|---|",
+        ]
+        for scenario, rows in record["table"].items():
+            for way, row in rows.items():
+                low, high = row["interval"]
+                each = " ".join(f"{run['score']:.0f}" for run in row["runs"])
+                hit, played = (sum(run[key] for run in row["runs"]) for key in ("collisions", "episodes"))
+                lines.append(
+                    f"| {scenario} | {way.replace('experiment', 'consensus')} | {row['score_mean']:.1f} [{low:.1f}, {high:.1f}] | {each} | {hit} of {played} |"
+                )
+            for name, row in beside["results"][scenario].items() if vehicles == beside["vehicles"] else ():
+                if name == "constant action 3" or name.startswith("linear"):
+                    low, high = row["interval"]
+                    lines.append(f"| {scenario} | {name} | {row['mean']:.1f} [{low:.1f}, {high:.1f}] | – | {row['crashed']:.0%} |")
+    return lines
+
+
+def many_agents() -> list[str]:
+    record = recorded("networked_scale")
+    if record is None:
+        return []
+    lines = [
+        "",
+        f"`python benchmarks/networked_scale.py`: agents with parameters of their own that learn at once, {record['cores']} cores, commit "
+        f"{record['git']['commit'][:8]}; the split is of all ranks' seconds.",
+        "",
+        "| agents | learners, workers | agent-steps per second of training | agent-steps | seconds | learners' time | workers' time |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for name, row in record["runs"].items():
+        asked = dict(item.split("=", 1) for item in row["overrides"])
+        split = []
+        for role in ("learner", "rollout"):
+            parts = sorted(row["split_s"][role].items(), key=lambda pair: -pair[1])[:4]
+            split.append(", ".join(f"{kind} {seconds:.0f}" for kind, seconds in parts))
+        lines.append(
+            f"| {int(name):,} | {asked['roles.learner']}, {asked['roles.rollout']} | {row['agent_steps_per_s']:,.0f} | {row['agent_steps']:,} | "
+            f"{row['training_s']:.0f} of {row['whole_s']:.0f} | {split[0]} | {split[1]} |"
+        )
+    return lines
+
+
 def neighbors() -> list[str]:
     record = recorded("neighbor_allreduce")
     if record is None:
@@ -388,14 +470,17 @@ def neighbors() -> list[str]:
     lines = [
         "",
         f"`python benchmarks/neighbor_allreduce.py`: mixing with graph neighbors, beside what others do instead; times of a memory copy of the "
-        f"same bytes on the same ranks ({record['cores']} cores, commit {record['git']['commit'][:8]}).",
+        f"same bytes on the same ranks ({record['cores']} cores, commit {record['git']['commit'][:8]}). Agents of the torus have 4 neighbors, "
+        "those of the random geometric graphs 24. One rank exchanges nothing: its figure under shared memory is the whole step.",
         "",
         "| graph, agents, numbers each, ranks | memory copy, ms | " + " | ".join(ways) + " |",
         "|---" * (len(ways) + 2) + "|",
     ]
     for case, row in record["table"].items():
-        if case.endswith(" 1 ranks"):
+        small = " 1,000 agents" in case and (case.endswith(" 1 ranks") or "P = 64," in case)
+        if small or case.endswith(" 4 ranks"):  # in the file: waiting for each other more than mixing, on two cores
             continue
+        row = {**row, "shared memory": row.get("shared memory", row.get("none", math.nan))}
         cells = [
             f"{row[way] / row['memory copy' if 'MPI' not in way else 'memory copy (beside MPI)']:.2f}" if way in row else "–"
             for way in ways
