@@ -1,0 +1,186 @@
+"""Whole runs with populations, in this process."""
+
+import json
+
+import numpy as np
+import pyspiel
+import pytest
+import torch
+from rigs import inline
+from safetensors.torch import load_file
+
+from marl_hpc import paradigms
+from marl_hpc.building import make_env
+from marl_hpc.compose import compose
+from marl_hpc.config import ConfigError
+from marl_hpc.envs.openspiel_fast import whole_game
+from marl_hpc.games import nash_conv, uniform_policy
+from marl_hpc.roles import casting
+from marl_hpc.roles.casting import natural
+from marl_hpc.roles.rollout import RolloutWorker
+from marl_hpc.storage.checkpoint import newest
+from marl_hpc.storage.fragments import unpack
+
+KUHN = ("env=openspiel_fast/kuhn_poker", "population.every_steps=80", "rollout.fragment=10", "budget.env_steps=240")
+EXACT = ("env=openspiel_fast/kuhn_poker", "population=psro", "population.oracle=exact")
+
+
+def numbers(lines, name):
+    return [line[name] for line in lines if name in line]
+
+
+def read(run_dir, name):
+    return json.loads((run_dir / "population" / name).read_text())
+
+
+def openspiels_nash_conv(run_dir):
+    """Of the exported policy."""
+    game = pyspiel.load_game("kuhn_poker")
+    return pyspiel.nash_conv(game, pyspiel.TabularPolicy(read(run_dir, "policy.json")))
+
+
+@pytest.fixture
+def plain(monkeypatch):
+    """Computed populations take no options of algorithms."""
+    monkeypatch.setattr(inline, "SMALL", ("budget.env_steps=80",))
+
+
+@pytest.mark.usefixtures("plain")
+def test_computed_best_responses_converge_on_kuhn_poker_and_openspiel_agrees(tmp_path):
+    lines = inline.train(tmp_path, *EXACT)
+    gaps = numbers(lines, "population/nash_conv")
+    assert len(gaps) <= 12
+    assert gaps[-1] <= 1e-6 < gaps[0]
+    assert openspiels_nash_conv(tmp_path) == pytest.approx(gaps[-1], abs=1e-9)
+    assert [
+        line["iteration"] for line in map(json.loads, (tmp_path / "population" / "history.jsonl").read_text().splitlines())
+    ] == list(range(len(gaps)))
+    members = read(tmp_path, "members.json")["members"]
+    assert sum(member["made_by"] == "exact best response" for member in members) == len(members) - 2
+
+
+@pytest.mark.usefixtures("plain")
+@pytest.mark.parametrize("scheme", ["psro", "anytime_psro"])
+def test_a_computed_run_goes_on_where_it_ended(tmp_path, scheme):
+    options = (*EXACT[:1], f"population={scheme}", "population.oracle=exact")
+    whole = inline.train(tmp_path / "whole", *options)
+    assert inline.rank(tmp_path / "parts", *options, "population.iterations=3").run() == 0
+    parts = inline.train(tmp_path / "parts", *options, resume=True)
+    for name in ("population/nash_conv", "population/size/player_0"):
+        assert numbers(parts, name) == numbers(whole, name)
+    assert read(tmp_path / "parts", "payoffs.json") == read(tmp_path / "whole", "payoffs.json")
+
+
+@pytest.mark.parametrize("scheme", ["self_play", "fictitious_play", "delta_uniform", "league", "psro"])
+@pytest.mark.parametrize("groups", ["shared", "separate"])
+def test_every_scheme_freezes_a_policy_each_stage_and_openspiel_agrees_on_what_that_amounts_to(tmp_path, scheme, groups):
+    lines = inline.train(tmp_path, *KUHN, f"population={scheme}", f"groups={groups}")
+    assert numbers(lines, "population/size") == [1, 2, 3, 4]
+    assert openspiels_nash_conv(tmp_path) == pytest.approx(numbers(lines, "population/nash_conv")[-1], abs=1e-6)
+    members = read(tmp_path, "members.json")
+    assert members["populations"] == ([0, 0] if groups == "shared" else [0, 1])
+    assert [member["env_steps"] for member in members["members"][:4]] == [0, 80, 160, 240]
+    assert len({member["content"] for member in members["members"]}) == len(members["members"])
+
+
+def test_what_a_population_starts_with_is_played_like_that(tmp_path):
+    game = pyspiel.load_game("kuhn_poker")
+    for start, expected in (
+        ("uniform", 0.916667),
+        ("pure", pyspiel.nash_conv(game, pyspiel.FirstActionPolicy(game)) if hasattr(pyspiel, "FirstActionPolicy") else 2.0),
+    ):
+        lines = inline.train(tmp_path / start, *KUHN, "population=psro", f"population.start={start}")
+        assert numbers(lines, "population/nash_conv")[0] == pytest.approx(expected, abs=1e-6)
+
+
+def test_frozen_policies_pinned_values_never_change_and_survive_a_resume(tmp_path):
+    run = ("population=psro", "groups=separate", "checkpoint.every_steps=80", "checkpoint.keep=9", *KUHN)
+    inline.train(tmp_path / "whole", *run)
+    early = inline.rank(tmp_path / "parts", *run, "budget.env_steps=160")
+    assert early.run() == 0
+    inline.train(tmp_path / "parts", *run, resume=True)
+    for run_dir in (tmp_path / "whole", tmp_path / "parts"):
+        pins = {}
+        for folder in sorted((run_dir / "checkpoints").glob("step_*"), key=lambda path: natural(path.name)):
+            for name, x in load_file(folder / "parameter-0.safetensors").items():
+                if name.startswith("pins.values.population"):
+                    assert torch.equal(pins.setdefault(name, x), x)
+        assert len(pins) == 8
+    found = newest(tmp_path / "parts")
+    assert found is not None
+    assert read(tmp_path / "parts", "members.json") == read(tmp_path / "whole", "members.json")
+    assert read(tmp_path / "parts", "payoffs.json") == read(tmp_path / "whole", "payoffs.json")
+
+
+def test_simulated_payoffs_come_close_to_computed_ones(tmp_path):
+    run = (*KUHN, "population=psro", "groups=separate")
+    inline.train(tmp_path / "exact", *run)
+    inline.train(
+        tmp_path / "simulated", *run, "population.payoffs=simulated", "population.min_episodes=1000", "population.max_episodes=2000"
+    )
+    exact, simulated = (np.array(read(tmp_path / name, "payoffs.json")["payoffs"]) for name in ("exact", "simulated"))
+    known = min(exact.shape[1], 2)  # later ones answer other strategies
+    assert np.abs(exact - simulated)[:, :known, :known].max() < 0.25
+    assert np.abs(exact).max() > 0.05
+
+
+def test_an_opponent_is_drawn_once_an_episode_and_nobody_learns_from_it(tmp_path, monkeypatch):
+    seen = []
+    collect = RolloutWorker.collect
+
+    def noting(self, sequence):
+        begun = []
+        begin = self.casting.begin
+        self.casting.begin = lambda copies, *rest: (begin(copies, *rest), begun.extend(copies))[0]
+        packed, ended = collect(self, sequence)
+        del self.casting.begin
+        seen.append((packed, len(begun), self.casting.cast.copy()))
+        return packed, ended
+
+    monkeypatch.setattr(RolloutWorker, "collect", noting)
+    rank = inline.rank(tmp_path, *KUHN, "population=psro", "groups=separate", "rollout.envs=4")
+    assert rank.run() == 0
+    for packed, begun, cast in seen:
+        assert begun >= 1
+        assert ((cast == -1).sum(1) == 1).all()  # one learns in each copy
+        assert (cast[:, 0] == -1).tolist() == [True, False, True, False]
+        for plan in rank.builder.plans:
+            name = plan.interface.name
+            active = unpack(packed[name], plan.interface, "float32")[f"{name}/active"][..., 0]
+            learns = cast[:, int(name[-1])] == -1
+            assert not active[:, ~learns].any()
+            assert active[:, learns].any()
+    assert max(cast.max() for _, _, cast in seen) >= 0
+
+
+@pytest.mark.parametrize(
+    ("overrides", "said"),
+    [
+        (["population=psro", "rollout.envs=3"], "multiple of 2"),
+        (["population=psro", "env=mpe_fast/simple_spread", "paradigm=ctde"], "one player"),
+        (["population=psro", "population.payoffs=exact", "algorithm.gru=4"], "algorithm.gru=0"),
+        (["population=psro", "population.meta_solver=nosh"], "unknown meta-solver"),
+        (["population=psro", "population.start=pure", "env=mpe/simple_tag", "env.continuous_actions=true"], "start=network"),
+        (["population=psro", "sync=asp"], "leave sync out"),
+        (["population.delta=0.1"], "population=none"),
+        (["population=psro", "population.live=0.1"], "population=delta_uniform or league"),
+        (["population=psro", "population.tolerance=0.1"], "population.oracle=exact"),
+        (["population=anytime_psro", "population.oracle=learned"], "takes: exact"),
+        (["population=psro", "population.oracle=exact"], "algorithm is about learning"),
+    ],
+)
+def test_what_cant_be_is_refused_before_anything_starts(overrides, said):
+    def prepare():
+        config = compose([*inline.SMALL, "env=openspiel_fast/kuhn_poker", *overrides])
+        env = make_env(config, 1)
+        casting.check(config, paradigms.plan(config, env.spec), env)
+
+    with pytest.raises(ConfigError, match=said):
+        prepare()
+
+
+def test_a_uniform_table_is_openspiels_uniform_policy():
+    env = make_env(compose(["env=openspiel/leduc_poker"]), 1)
+    game = whole_game(env)
+    assert game is not None
+    assert nash_conv(game, [uniform_policy(game, 0), uniform_policy(game, 1)]) == pytest.approx(4.747222, abs=1e-6)
