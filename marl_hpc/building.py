@@ -131,20 +131,20 @@ class Builder:
         game = self.game if self.computes_payoffs else None
         return Casting(self.plans, frozen, client, self.config.seed, game, clock, self.world.stamp)
 
-    def growth(self, index: int, parameters: list[Peer]) -> Growth | None:
+    def growth(self, index: int, parameters: list[Peer], recorder: Recorder | None) -> Growth | None:
         """How a learner adds to populations, where there are some."""
         if not learns_population(self.config):
             return None
         section, values = self.config.population, ParameterClient(parameters, self.world, self.clock, self.dtype)
         client = PopulationClient(parameters[0], f"learner/{index}", self.world, self.clock)
-        stage = self.schedule.stage(self.schedule.start)
         records = None
-        if index == 0:
-            folder = PopulationFolder(self.run_dir, stage)
-            records = Records(section, self.players, folder, self.frozen(values, client), client, self.game, stage)
+        if recorder is not None:
+            noted = recorder.writer.stages
+            folder = PopulationFolder(self.run_dir, noted)
+            records = Records(section, self.players, folder, self.frozen(values, client), client, self.game, noted)
         populations = dict(zip((p.population for p in self.players), populations_of(self.players), strict=True))
         by_name = {self.plans[place].interface.name: number for place, number in populations.items()}
-        return Growth(section, self.players, by_name, values, client, stage, records)
+        return Growth(section, by_name, values, client, records)
 
     def dataset(self, index: int) -> DatasetShard:
         consumers = sum(len(hosts) for hosts in self.interfaces.values())
@@ -218,10 +218,11 @@ class Builder:
                 agent.algorithm.connect(hears)
             hosts = self.interfaces[agent.interface.name]
             replicas.append(Replica(agent, hosts.index(index), len(hosts)))
+        recorder = self.recorder(Recorder) if index == 0 else None
         learner = Learner(
             config, index, replicas, ParameterClient(parameters, world, clock), self.data(dataset, clock),
-            self.schedule, self.recorder(Recorder) if index == 0 else None, self.run_dir, world, clock, len(self.division.whole) == 1,
-            self.growth(index, parameters),
+            self.schedule, recorder, self.run_dir, world, clock, len(self.division.whole) == 1,
+            self.growth(index, parameters, recorder),
         )  # fmt: skip
         if self.resumed:
             learner.resume(self.resumed[0])

@@ -22,6 +22,7 @@ class MetricsWriter:
         evaluations = [record for record in records if "evaluate/return_mean" in record]
         self.evaluated = {record["learner_steps"] for record in evaluations}
         self.evaluated_at = {record["env_steps"] for record in evaluations}
+        self.stages = sum("population/size" in record for record in records)  # of populations, that stand there already
         aside = self.path.with_suffix(".tmp")
         aside.write_text("".join(line + "\n" for line in kept))
         os.replace(aside, self.path)

@@ -24,11 +24,11 @@ from marl_hpc.roles.tabulating import tabular
 
 class Growth:
     def __init__(
-        self, section: Population, players: Sequence[Player], populations: Mapping[str, int], parameters: ParameterClient,
-        client: PopulationClient, stage: int, records: Records | None,
+        self, section: Population, populations: Mapping[str, int], parameters: ParameterClient, client: PopulationClient,
+        records: Records | None,
     ) -> None:  # fmt: skip
-        """`populations` by interface; `stage` is the one that training is in; `records` are the lead's."""
-        self.section, self.players, self.populations = section, players, populations
+        """`populations` by interface; `records` are the lead's."""
+        self.section, self.populations = section, populations
         self.parameters, self.client, self.records = parameters, client, records
         self.greedy = section.name == "psro" if section.greedy is None else section.greedy
 
@@ -136,5 +136,7 @@ class Records:
         if self.section.name in TABLE:
             table.adopt(self.client.table())
         self.folder.write(population, table)
-        if self.game is not None and self.last is not None:
-            self.folder.export(self.game, self.policies(self.last.mixtures))
+        if self.game is not None:
+            last = self.last or self.client.strategy(self.next - 1, wait=True)
+            assert last is not None
+            self.folder.export(self.game, self.policies(last.mixtures))

@@ -1,0 +1,63 @@
+"""Populations over ranks: the same table whoever simulates it, and whoever is killed meanwhile."""
+
+import json
+import os
+import signal
+
+import pytest
+from rigs import program
+from rigs.program import pids, wait_for
+
+RUN = (
+    "env=openspiel_fast/kuhn_poker", "population=psro", "groups=separate", "population.every_steps=640", "population.payoffs=simulated",
+    "population.half_width=0.2", "rollout.fragment=10", "checkpoint.every_steps=640", "evaluate.every_steps=100000",
+    "budget.env_steps=1920", "algorithm.gamma=1.0", "algorithm.hidden=[16]",
+)  # fmt: skip
+TWO = ("roles.learner=2", "roles.rollout=2", "rollout.envs=8")
+ONE = ("roles.learner=1", "roles.rollout=1", "rollout.envs=16")
+
+
+def written(run_dir, name):
+    return json.loads((run_dir / "population" / name).read_text())
+
+
+def gaps(run_dir):
+    return [line["population/nash_conv"] for line in program.metrics(run_dir) if "population/nash_conv" in line]
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("undisturbed")
+    program.run(program.train(folder / "run", *RUN, *TWO), cwd=folder)
+    program.finished(folder / "run", ranks=6, env_steps=1920)
+    return folder / "run"
+
+
+def test_one_worker_and_two_have_the_same_table_and_strategies(tmp_path, undisturbed):
+    run_dir = tmp_path / "run"
+    program.run(program.train(run_dir, *RUN, *ONE), cwd=tmp_path)
+    assert len(gaps(run_dir)) == 4
+    assert gaps(run_dir) == gaps(undisturbed)
+    for name in ("payoffs.json", "policy.json"):
+        assert written(run_dir, name) == written(undisturbed, name)
+
+
+@pytest.mark.parametrize("role", ["rollout/1", "parameter/0", "learner/1"])
+def test_whoever_is_killed_the_table_is_that_of_an_undisturbed_run(tmp_path, undisturbed, role):
+    run_dir = tmp_path / "run"
+    started = program.start(program.train(run_dir, *RUN, *TWO), cwd=tmp_path)
+    wait_for(lambda: len(gaps(run_dir)) >= 2, "two stages")
+    os.kill(pids(run_dir, role)[-1], signal.SIGKILL)
+    program.join([started])
+    summary = program.finished(run_dir, ranks=6, env_steps=1920).summary
+    assert role in summary["faults"][0]
+    assert written(run_dir, "payoffs.json") == written(undisturbed, "payoffs.json")
+    assert gaps(run_dir) == gaps(undisturbed)
+    assert summary["population"]["nash_conv"] == gaps(run_dir)[-1]
+
+
+def test_inference_roles_act_for_who_learns_and_workers_for_the_frozen(tmp_path):
+    run_dir = tmp_path / "run"
+    program.run(program.train(run_dir, *RUN, *ONE, "roles.inference=1", "budget.env_steps=1280"), cwd=tmp_path)
+    program.finished(run_dir, ranks=5, env_steps=1280)
+    assert len(gaps(run_dir)) == 3
