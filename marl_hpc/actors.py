@@ -147,6 +147,36 @@ class CommunicatingActor(Actor):
         return self.network.unroll(fields["observation"], memory, first, fields["active"], describe=describe)
 
 
+class AverageActor(Actor):
+    """One group's policy of two: an average one, by probabilities, and a best response, by Q-values (see `algorithms.nfsp`). Agents act by
+    the average one but where the inputs' field `best_response` [..., N] says otherwise; `epsilon` is the best response's."""
+
+    def __init__(self, group: GroupSpec, network: Mapping[str, Any], seed: int) -> None:
+        super().__init__(group, network, seed)
+        self.response = Actor(group, {**network, "head": "values", "dueling": network.get("response_dueling", False)}, seed + 1)
+
+    def act(
+        self, inputs: Inputs, memory: Tensor, noise: Mapping[str, Tensor] | None
+    ) -> tuple[dict[str, Tensor], dict[str, Tensor], Tensor]:
+        epsilon, self.epsilon = self.epsilon, 0.0
+        actions, log_probs, memory = super().act(inputs, memory, noise)
+        self.epsilon = epsilon
+        name = self.group.name
+        responds = inputs[name].get("best_response")
+        if responds is not None and responds.any():
+            self.response.epsilon = epsilon
+            best, best_log_probs, _ = self.response.act(inputs, memory, noise)
+            wide = responds.reshape(*responds.shape, *[1] * (actions[name].dim() - responds.dim()))
+            actions[name] = torch.where(wide, best[name], actions[name])
+            log_probs[name] = torch.where(responds, best_log_probs[name], log_probs[name])
+        return actions, log_probs, memory
+
+    def average(self, observation: Tensor, mask: Tensor | None) -> Tensor:
+        """Parameters [S, N, P] of the average policy."""
+        outputs, _ = self.network.step(observation, observation.new_zeros(len(observation), *self.memory_shape))
+        return self.settle(self.group, outputs, mask)
+
+
 class JointActor(_Policy):
     """A team's one policy over the joint observation and joint action.
 
@@ -249,6 +279,8 @@ def build_policy(groups: Sequence[GroupSpec], network: Mapping[str, Any], seed: 
         return JointActor(groups, network, seed)
     if network.get("messages", "none") != "none":
         return CommunicatingActor(groups[0], network, seed)
+    if network.get("average", False):
+        return AverageActor(groups[0], network, seed)
     return Actor(groups[0], network, seed)
 
 

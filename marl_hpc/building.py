@@ -51,6 +51,7 @@ from marl_hpc.roles.stream import StreamShard
 from marl_hpc.roles.tabulating import tabulates
 from marl_hpc.storage.checkpoint import Manifest
 from marl_hpc.storage.replay import ReplayTable, table_for
+from marl_hpc.storage.reservoir import Reservoir
 from marl_hpc.types import EnvBatch, EnvSpec, Exchange
 
 EVALUATION_COPIES = 16
@@ -129,7 +130,8 @@ class Builder:
         client = PopulationClient(parameters[0], f"rollout/{index}", self.world, clock)
         frozen = self.frozen(ParameterClient(parameters, self.world, clock, self.dtype), client)
         game = self.game if self.computes_payoffs else None
-        return Casting(self.plans, frozen, client, self.config.seed, game, clock, self.world.stamp)
+        anticipatory = self.config.population.anticipatory if self.config.population.name == "nfsp" else 0.0
+        return Casting(self.plans, frozen, client, self.config.seed, game, clock, self.world.stamp, anticipatory)
 
     def growth(self, index: int, parameters: list[Peer], recorder: Recorder | None) -> Growth | None:
         """How a learner adds to populations, where there are some."""
@@ -160,8 +162,20 @@ class Builder:
             self.queue_bytes,
             self.division.bring(workers),
             self.begins_stage if self.config.population.name == "psro" else lambda iteration: False,
+            self.reservoirs(workers),
         )
         return self.loaded(shard)
+
+    def reservoirs(self, workers: Sequence[int]) -> dict[str, Reservoir]:
+        """What a dataset shard to which these workers write has of the reservoirs of interfaces that imitate."""
+        share = len(workers) / self.counts["rollout"]
+        return {
+            plan.interface.name: Reservoir(
+                plan.algorithm.reservoir(plan.options, plan.interface), share, plan.interface, self.config.dtype
+            )
+            for plan in self.plans
+            if plan.interface.modes
+        }
 
     def begins_stage(self, iteration: int) -> bool:
         """Whether what agents learn from changes with this iteration, since their opponents do."""

@@ -144,7 +144,7 @@ class Topology:
 class Population:
     """Policies that are kept and meet one another. Which scheme takes which option stands in POPULATION_OPTIONS."""
 
-    name: str = "none"  # none | self_play | fictitious_play | delta_uniform | league | psro | anytime_psro
+    name: str = "none"  # none | self_play | fictitious_play | delta_uniform | league | psro | anytime_psro | nfsp
     # learned: by the algorithm, against opponents drawn once an episode | exact: best responses and payoffs are computed, in games that
     # can be written down whole
     oracle: str = "learned"
@@ -163,6 +163,7 @@ class Population:
     fresh: bool = False  # what learns next begins anew; otherwise with what was frozen last
     live: float = 0.5  # the share of episodes in which all play as they learn; in the others one does, against frozen policies
     delta: float = 0.5  # the share of the newest frozen policies that is met (Bansal et al. 2018)
+    anticipatory: float = 0.1  # η: the share of episodes in which a player acts by its best response (Heinrich & Silver 2016)
     power: float = 2.0  # opponents are met in proportion to (1 - the newest one's rate of wins)^power (Vinyals et al. 2019)
     # where payoffs come from: exact (computed) | simulated | auto (computed where the game can be written down whole)
     payoffs: str = "auto"
@@ -213,7 +214,7 @@ CHOICES = {
     "topology.mix": ("critic", "all", "none"),
     "topology.partition": ("keep", "rcm", "metis"),
     "topology.transport": ("auto", "shared_memory", "all_to_all", "point_to_point"),
-    "population.name": ("none", "self_play", "fictitious_play", "delta_uniform", "league", "psro", "anytime_psro"),
+    "population.name": ("none", "self_play", "fictitious_play", "delta_uniform", "league", "psro", "anytime_psro", "nfsp"),
     "population.oracle": ("learned", "exact"),
     "population.start": (None, "network", "pure", "uniform", "random"),
     "population.payoffs": ("auto", "exact", "simulated"),
@@ -348,16 +349,16 @@ def computes_population(config: Config) -> bool:
 
 
 SIMULATED = ("half_width", "min_episodes", "max_episodes")
-LEARNED_ONLY = ("every_steps", "greedy", "fresh", "live", "delta", "power", "payoffs", *SIMULATED, "cache")
+LEARNED_ONLY = ("every_steps", "greedy", "fresh", "live", "delta", "anticipatory", "power", "payoffs", *SIMULATED, "cache")
 EXACT_ONLY = ("iterations", "tolerance", "regret_steps")
 POPULATION_OPTIONS = {  # whose they are; others are everybody's
     "meta_solver": ("psro",), "meta_options": ("psro",), "regret_steps": ("anytime_psro",), "live": ("delta_uniform", "league"),
-    "delta": ("delta_uniform",), "power": ("league",),
+    "delta": ("delta_uniform",), "anticipatory": ("nfsp",), "fresh": ("psro", "fictitious_play", "delta_uniform", "league"), "power": ("league",),
     **dict.fromkeys(("payoffs", *SIMULATED), ("psro", "league")),
 }  # fmt: skip
 ORACLES = {
     "self_play": ("learned", "exact"), "fictitious_play": ("learned", "exact"), "psro": ("learned", "exact"),
-    "delta_uniform": ("learned",), "league": ("learned",), "anytime_psro": ("exact",),
+    "delta_uniform": ("learned",), "league": ("learned",), "nfsp": ("learned",), "anytime_psro": ("exact",),
 }  # fmt: skip
 
 
@@ -390,6 +391,8 @@ def check_population(config: Config) -> None:
     for key in ("tolerance", "power"):
         if not getattr(population, key) >= 0:
             raise ConfigError(f"population.{key}={getattr(population, key)} must be 0 or more")
+    if not 0 < population.anticipatory <= 1:
+        raise ConfigError(f"population.anticipatory={population.anticipatory} must lie between 0 and 1, and above 0")
     if not 0 <= population.live <= 1 or not 0 < population.delta <= 1:
         raise ConfigError(
             f"population.live={population.live}, population.delta={population.delta}: shares lie between 0 and 1, delta above 0"

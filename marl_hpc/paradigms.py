@@ -86,6 +86,7 @@ def plan(config: Config, spec: EnvSpec) -> list[Plan]:
             joint_policy=paradigm.policy_sees == "joint",
             stacked=paradigm.stacked,
             mix=config.topology.mix if paradigm.stacked else "none",
+            modes=getattr(algorithm, "modes", False),
             turns=len(spec.agents) if spec.turn_based else 1,
             state_size=math.prod(spec.state_shape) if critic_sees == "state" else 0,
             joint_agents=tuple(agent for group in members for agent in group.agents) if joint_actions else (),
@@ -98,6 +99,11 @@ def plan(config: Config, spec: EnvSpec) -> list[Plan]:
             raise ConfigError(
                 f"algorithm.lr_steps={options.lr_steps} with sync={config.sync.name}: parameter shards take the steps there, with a constant "
                 "algorithm.lr; leave lr_steps out"
+            )
+        if interface.modes != (config.population.name == "nfsp"):
+            raise ConfigError(
+                f"population={config.population.name} with algorithm={algorithm.__name__.lower()}: who acts by its best response, who by its "
+                "average policy is drawn by population=nfsp for algorithm=nfsp; set both, or neither"
             )
         if paradigm.stacked:
             check_stacked(algorithm, interface)

@@ -132,6 +132,7 @@ class InterfaceSpec:
     part_of: str = ""  # the interface that this is a rank's part of, where its agents are spread over ranks
     turns: int = 1  # steps from one turn of an agent to its next, about: 1 where all act at once
     state_size: int = 0
+    modes: bool = False  # agents act in one of two ways, by episode: see `algorithms.nfsp`
     joint_agents: tuple[str, ...] = ()  # whose actions, in this order, critics see as the joint action; () where none does
 
     @property
@@ -165,6 +166,14 @@ class ReplayConfig:
     def updates(self, steps: int) -> int:
         """Gradient steps for an iteration of so many environment steps."""
         return max(1, round(self.samples_per_insert * steps / (self.batch * self.length)))
+
+
+@dataclass(frozen=True, kw_only=True)
+class ReservoirConfig:
+    """What an algorithm wants of its reservoir."""
+
+    capacity: int  # actions of agents, over all shards
+    batch: int  # of one gradient step, over all shards and replicas
 
 
 class Seen(NamedTuple):

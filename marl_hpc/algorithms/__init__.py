@@ -2,7 +2,8 @@
 
 An algorithm is a class with a `Config` dataclass and the methods of `Algorithm` below. It may have more: `annealing(updates)`, the share
 of each part's learning rate that the next gradient step takes, after so many; and for paradigm=networked `networked = True`, with what
-its critics see there: `critic_sees` (own | state) and `sees_joint_actions` (of discrete agents only). Sums that have to run over all
+its critics see there: `critic_sees` (own | state) and `sees_joint_actions` (of discrete agents only); and `modes = True` where agents act in
+one of two ways by episode, with `reservoir`, the `ReservoirConfig` of what it imitates. Sums that have to run over all
 replicas of a learner go through the `exchange` it is given; alone, that adds nothing.
 """
 
@@ -33,6 +34,7 @@ ALGORITHMS: dict[str, str | type] = {
     "happo": "marl_hpc.algorithms.happo:HAPPO",
     "coma": "marl_hpc.algorithms.coma:COMA",
     "dqn": "marl_hpc.algorithms.dqn:DQN",
+    "nfsp": "marl_hpc.algorithms.nfsp:NFSP",
     "vdn": "marl_hpc.algorithms.vdn:VDN",
     "qmix": "marl_hpc.algorithms.qmix:QMIX",
     "sac": "marl_hpc.algorithms.sac:SAC",

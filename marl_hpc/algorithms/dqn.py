@@ -84,7 +84,7 @@ class DQN(OffPolicy):
         for name, policy in self.policies.items():
             group = cast(Actor, policy).group
             q, best, best_after = self.q_values(minibatch, name)
-            distribution = cast(Categorical, policy.distributions[group.name])
+            distribution = cast(Categorical, self.responding(policy).distributions[group.name])
             chosen.append(distribution.chosen(q, minibatch[f"{group.name}/action"]))
             values.append(best)
             next_values.append(best_after)
@@ -107,7 +107,7 @@ class DQN(OffPolicy):
 
     def q_values(self, minibatch: Batch, name: str) -> tuple[Tensor, Tensor, Tensor]:
         """One policy's (Q [L, S, N, A], best value of each step [L, S, N], best value of what it led to [L, S, N])."""
-        online, target = cast(Actor, self.policies[name]), cast(Actor, self.target_policies[name])
+        online, target = self.responding(self.policies[name]), self.responding(self.target_policies[name])
         seen, memory = fields(minibatch, online.group.name), memory_of(minibatch, name)
         distribution = cast(Categorical, online.distributions[online.group.name])
         q, after = online.unroll(seen, memory, minibatch["first"])
@@ -120,6 +120,10 @@ class DQN(OffPolicy):
             )
             best_after = distribution.chosen(next_target, best_of(distribution, judge, seen.get("next_action_mask")))
         return q, best, best_after
+
+    def responding(self, policy: Any) -> Actor:
+        """What has a policy's Q-values."""
+        return cast(Actor, policy)
 
     def mix(self, mixer: nn.Module, values: Tensor, state: Tensor | None) -> Tensor:
         """A team's value [L, S, 1] from its agents' [L, S, N]."""

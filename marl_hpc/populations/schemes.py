@@ -103,6 +103,7 @@ def psro(known: Known, section: Population) -> Strategy:
 
 SCHEMES: dict[str, Scheme] = {
     "self_play": self_play, "fictitious_play": fictitious_play, "delta_uniform": delta_uniform, "league": league, "psro": psro,
+    "nfsp": self_play,
 }  # fmt: skip
 
 

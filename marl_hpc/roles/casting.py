@@ -125,9 +125,11 @@ class Casting:
 
     def __init__(
         self, plans: Sequence[Plan], frozen: FrozenPolicies, client: PopulationClient, seed: int, game: Game | None, clock: Clock,
-        alive: Callable[[], None],
+        alive: Callable[[], None], anticipatory: float = 0.0,
     ) -> None:  # fmt: skip
-        """`game`: where payoffs are computed."""
+        """`game`: where payoffs are computed; `anticipatory`: how often a player acts by its best response, where it has two ways to act."""
+        self.anticipatory = anticipatory
+        self.responds = np.zeros((0, 0), bool)  # [B, players]: by its best response
         self.plans, self.frozen, self.client, self.seed, self.game = plans, frozen, client, seed, game
         self.clock, self.alive = clock, alive
         self.players = players_of(plans)
@@ -159,21 +161,31 @@ class Casting:
         assert strategy is not None, "turn_to comes first"
         if len(self.cast) != total:
             self.cast = np.full((total, len(self.players)), LEARNS)
+            self.responds = np.zeros((total, len(self.players)), bool)
         for copy, number, key in zip(copies, numbers, keys, strict=True):
             stream = generator(self.seed, OPPONENT, *key)
             if stream.random() < strategy.live:
                 self.cast[copy] = LEARNS
+                self.responds[copy] = stream.random(len(self.players)) < self.anticipatory
                 continue
             meeting = strategy.meetings[number % len(self.players)]
             self.cast[copy] = meeting.profiles[stream.choice(len(meeting.weights), p=meeting.weights)]
 
     def learns(self, group: str, agents: int) -> np.ndarray:
         """[B, N]: whose data of a group is learned from."""
-        mask = np.zeros((len(self.cast), agents), bool)
+        return self.spread(self.cast == LEARNS, group, agents)
+
+    def modes(self, group: str, agents: int) -> np.ndarray:
+        """[B, N]: who of a group acts by its best response."""
+        return self.spread(self.responds, group, agents)
+
+    def spread(self, of_players: np.ndarray, group: str, agents: int) -> np.ndarray:
+        """[B, players] to [B, N]."""
+        found = np.zeros((len(of_players), agents), bool)
         for player, own in enumerate(self.players):
             if group in own.places:
-                mask[:, own.places[group]] = self.cast[:, [player]] == LEARNS
-        return mask
+                found[:, own.places[group]] = of_players[:, [player]]
+        return found
 
     def replace(self, questions: Mapping[str, Question], answers: dict[str, Answer]) -> None:
         """Where frozen policies play, put what they do in place of what `answers` say."""

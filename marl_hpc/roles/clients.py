@@ -17,6 +17,7 @@ from marl_hpc.comm.peers import Peer, Pending
 from marl_hpc.metrics import Clock
 from marl_hpc.roles.acting import Answer, Question
 from marl_hpc.roles.parameter import slices
+from marl_hpc.storage.reservoir import IMITATED, SEEN
 from marl_hpc.storage.transfer import Receiver
 from marl_hpc.types import ReplayConfig
 
@@ -239,10 +240,16 @@ class DatasetClient(_Client):
         pieces = [self._wait(call, "dataset shards", lambda peer=peer: self._starved(peer))["items"] for peer, call in calls]
         if not all(pieces):
             return {}
+        imitated = among([
+            {name: piece.pop(name) for name in list(piece) if name.startswith((IMITATED, SEEN))} for piece in pieces
+        ])  # fmt: skip
+        if imitated is None:
+            return {}
         pieces = [{**piece, "shard": torch.full_like(piece["place"], i)} for i, piece in enumerate(pieces)]
         whole = {name: torch.cat([piece[name] for piece in pieces], 2) for name in pieces[0]}
         whole["weight"] /= whole["weight"].max()  # over all shards, so that they are relative to one number
-        return {name: x[:, :, part * config.batch // parts : (part + 1) * config.batch // parts] for name, x in whole.items()}
+        whole |= imitated
+        return {name: x[:, :, part * x.shape[2] // parts : (part + 1) * x.shape[2] // parts] for name, x in whole.items()}
 
     def set_priorities(self, interface: str, shards: Tensor, places: Tensor, priorities: Tensor) -> None:
         """New priorities of items that were drawn; `shards`, `places` and `priorities` are alike in shape."""
@@ -279,6 +286,21 @@ class DatasetClient(_Client):
         return (
             f"{peer.name} gave nothing in {self.world.patience_s:.0f} s: {state}; a slow environment needs a larger timeouts.scale"
         )
+
+
+def among(pieces: list[dict[str, Tensor]]) -> dict[str, Tensor] | None:
+    """Of what the shards' reservoirs gave, a batch each [1, U, S, …], one batch: from each in proportion to what it has seen, so that all that
+    ever came is drawn alike. {} where there are no reservoirs, None while they are empty."""
+    if not any(pieces):
+        return {}
+    seen = [int(piece.pop(SEEN)) for piece in pieces]
+    if not sum(seen):
+        return None
+    size = next(x.shape[2] for piece in pieces for x in piece.values())
+    bounds = [round(sum(seen[:i]) * size / sum(seen)) for i in range(len(seen) + 1)]
+    names = next(piece for piece in pieces if piece)
+    own = [(piece, b - a) for piece, (a, b) in zip(pieces, pairwise(bounds), strict=True) if b > a]
+    return {name: torch.cat([piece[name][:, :, :count] for piece, count in own], 2) for name in names}
 
 
 class AskingClient(_Client):

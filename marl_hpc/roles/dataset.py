@@ -18,9 +18,10 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from marl_hpc.comm.peers import Parking
-from marl_hpc.keyed_random import REPLAY, generator
+from marl_hpc.keyed_random import REPLAY, RESERVOIR, generator
 from marl_hpc.storage.checkpoint import checksum
 from marl_hpc.storage.replay import ReplayTable
+from marl_hpc.storage.reservoir import IMITATED, SEEN, Reservoir
 
 
 class Fragment(NamedTuple):
@@ -38,11 +39,13 @@ class DatasetShard:
         self, index: int, workers: tuple[int, ...], consumers: int, capacity: int, start: int,
         tables: dict[str, ReplayTable] | None = None, seed: int = 0, capacity_bytes: float = math.inf,
         bring: dict[str, tuple[int, ...]] | None = None, forgets: Callable[[int], bool] = lambda iteration: False,
+        reservoirs: dict[str, Reservoir] | None = None,
     ) -> None:  # fmt: skip
         """`workers` write here, and `bring` rows of interfaces: those who do, by interface, all where it isn't said; `consumers` (interface replicas) acknowledge each iteration; `capacity` is in fragments per worker,
         `capacity_bytes` of all that wait here (those of the iteration that is due are always taken);
-        `tables` are the replay tables of the interfaces that have one; they are cleared before iterations for which `forgets`."""
-        self.forgets = forgets
+        `tables` are the replay tables of the interfaces that have one; they are cleared before iterations for which `forgets`;
+        `reservoirs` are those of the interfaces that imitate."""
+        self.forgets, self.reservoirs = forgets, reservoirs or {}
         self.tables, self.seed, self.capacity_bytes = tables or {}, seed, capacity_bytes
         self.drawn: dict[str, tuple[int, dict[str, Tensor]]] = {}  # interface -> iteration, what was drawn for it
         self.index, self.workers, self.consumers, self.capacity = index, workers, consumers, capacity
@@ -121,12 +124,22 @@ class DatasetShard:
             if self.drawn.get(interface, (-1, {}))[0] != iteration:  # another replica may have asked before
                 if self.forgets(iteration):
                     table.clear()
+                place = sorted(self.tables).index(interface)
+                reservoir = self.reservoirs.get(interface)
                 for worker in bringing:
                     table.insert(self.fragments[worker, iteration].rows[interface])
+                    if reservoir is not None:
+                        stream = generator(self.seed, RESERVOIR, iteration, self.index, place, worker)
+                        reservoir.insert(self.fragments[worker, iteration].rows[interface], stream)
                 items = {}
                 if table.ready:
-                    place = sorted(self.tables).index(interface)
                     items = table.draw(generator(self.seed, REPLAY, iteration, self.index, place), updates, batch)
+                if reservoir is not None and items:
+                    imitated = {}
+                    if reservoir.size:
+                        imitated = reservoir.draw(generator(self.seed, RESERVOIR, iteration, self.index, place), updates)
+                    items |= {f"{IMITATED}{name}": x for name, x in imitated.items()}
+                    items[SEEN] = torch.tensor(reservoir.seen)
                 self.drawn[interface] = (iteration, items)
             return {"items": self.drawn[interface][1]}
 
@@ -140,6 +153,7 @@ class DatasetShard:
         """Write the replay tables; returns (file name, checksum), or None without any."""
         with self.parking.lock:
             state = {f"{name}:{key}": x for name, table in self.tables.items() for key, x in table.state().items()}
+            state |= {f"{name}:reservoir.{key}": x for name, own in self.reservoirs.items() for key, x in own.state().items()}
             if not state:
                 return None
             path = Path(folder) / f"dataset-{self.index}.safetensors"
@@ -154,6 +168,9 @@ class DatasetShard:
         state = load_file(path)
         for name, table in self.tables.items():
             table.load_state({key.removeprefix(f"{name}:"): x for key, x in state.items() if key.startswith(f"{name}:")})
+        for name, own in self.reservoirs.items():
+            prefix = f"{name}:reservoir."
+            own.load_state({key.removeprefix(prefix): x for key, x in state.items() if key.startswith(prefix)})
         return True
 
     def acknowledge(self, iteration: int, interface: str, part: int) -> None:

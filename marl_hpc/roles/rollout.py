@@ -123,6 +123,11 @@ class RolloutWorker:
         """[B, N]: whose data of a group is learned from."""
         return True if self.casting is None else self.casting.learns(group, len(self.env.spec.group(group).agents))
 
+    def modes(self, group: str) -> np.ndarray:
+        """[B, N]: who of a group acts by its best response in this episode."""
+        assert self.casting is not None, "who acts in two ways is cast"
+        return self.casting.modes(group, len(self.env.spec.group(group).agents))
+
     def collect(self, sequence: int) -> tuple[dict[str, dict[str, torch.Tensor]], torch.Tensor]:
         """A fragment: ({interface: {"rows": [T, B, row], policy/memory: [C, B, …]}}, episodes that ended in it [E, 2 + G])."""
         steps = self.config.rollout.fragment
@@ -150,6 +155,9 @@ class RolloutWorker:
                         row[f"{name}/action_mask"][t] = mask[name]
                 for row in rows.values():
                     row["first"][t] = self.first
+                for plan in self.plans:
+                    for group in plan.interface.groups if plan.interface.modes else ():
+                        rows[plan.interface.name][f"{group.name}/best_response"][t] = self.modes(group.name)
                 for name in memories:
                     if t % self.chunk(name) == 0:
                         memories[name].append(self.memory[name].clone())
@@ -199,8 +207,9 @@ class RolloutWorker:
         return self.schedule.env_steps(sequence)
 
     def explored(self, sequence: int) -> int:
-        """Environment steps since exploration began: with every stage anew, as opponents are others then."""
-        begun = self.schedule.stage(sequence) * self.schedule.stage_steps
+        """Environment steps since exploration began: where stages are best responses to others each, with every stage anew."""
+        anew = self.config.population.name == "psro"
+        begun = self.schedule.stage(sequence) * self.schedule.stage_steps if anew else 0
         return max(0, self.env_steps(sequence) - begun)
 
     def note_state(self, rows: dict[str, np.ndarray], t: int, field: str) -> None:
@@ -232,6 +241,10 @@ class RolloutWorker:
         for name, policy in self.policies.items():
             drawn = {group.name: torch.from_numpy(noise[group.name]).to(dtype_of(policy)) for group in policy.groups}
             questions[name] = ask(policy, self.seen, self.memory[name], drawn, epsilon[name])
+        for plan in self.plans:
+            for group in plan.interface.groups if plan.interface.modes else ():
+                policy = next(name for name, groups in plan.interface.policies.items() if group in groups)
+                questions[policy].inputs[group.name]["best_response"] = torch.from_numpy(self.modes(group.name))
         answers = self.inference.act(questions)
         if self.casting is not None:
             self.casting.replace(questions, answers)

@@ -39,6 +39,8 @@ def row_dtype(interface: InterfaceSpec, dtype: str) -> np.dtype:
             ("terminated", "bool", (n,)),
             ("truncated", "bool", (n,)),
         ]
+        if interface.modes:
+            own.append(("best_response", "bool", (n,)))  # how the agent acts in this episode
         if group.action_mask:
             own += [(name, "bool", (n, space.size)) for name in ("action_mask", "next_action_mask")]
         fields += [(f"{group.name}/{name}", *rest) for name, *rest in own]
