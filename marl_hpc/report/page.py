@@ -10,10 +10,12 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
+from marl_hpc.report import populations
 from marl_hpc.report.svg import Line, number, plot
 
 BADGES = {"finished": "#1a7f37", "stopped": "#9a6700", "failed": "#cf222e", "running": "#1f6feb"}
 COMPUTING = ("#1f6feb", "#2da44e", "#8250df", "#bf8700", "#0a7ea4", "#cf222e", "#57606a", "#e16f24", "#116329", "#bf3989")
+STEPS = {"env_steps": "environment steps", "learner_steps": "iterations"}
 WAITING = ("#c9d1d9", "#cfe3fb", "#f3dcc0", "#d8ecd5", "#ead7f2", "#f6d5d8")
 STYLE = """
 :root{color-scheme:light dark;--ink:#1f2328;--soft:#59636e;--paper:#fff;--card:#f6f8fa;--line:#d1d9e0}
@@ -40,7 +42,9 @@ def render(run_dir: Path) -> Path:
     summary = _read_json(run_dir / "summary.json")
     metrics = list(_read_lines(run_dir / "metrics.jsonl"))
     config = run_dir / "config.yaml"
-    text = page(run_dir.name, summary, metrics, config.read_text() if config.exists() else "")
+    text = page(
+        run_dir.name, summary, metrics, config.read_text() if config.exists() else "", populations.section(run_dir / "population")
+    )
     path = run_dir / "report.html"
     aside = run_dir / f".report.{os.getpid()}.tmp"
     try:
@@ -51,7 +55,7 @@ def render(run_dir: Path) -> Path:
     return path
 
 
-def page(name: str, summary: dict[str, Any], metrics: list[dict[str, Any]], config: str) -> str:
+def page(name: str, summary: dict[str, Any], metrics: list[dict[str, Any]], config: str, population: str = "") -> str:
     """The whole page as text."""
     status = summary.get("status", "running")
     scale = (summary.get("evaluate") or {}).get("return_scale") or "scale in summary.json"
@@ -62,6 +66,7 @@ def page(name: str, summary: dict[str, Any], metrics: list[dict[str, Any]], conf
         Line("evaluated, 95 % interval", _series(metrics, "evaluate/return_mean"), _band(metrics)),
         Line("training episodes", _series(metrics, "train/return_mean"), thin=True),
     ]
+    computed = bool(population) and bool(metrics) and not any(line.get("env_steps") for line in metrics)  # nothing was learned
     about = " · ".join(escape(str(x)) for x in (environment.get("version"), summary.get("algorithm"), summary.get("paradigm")) if x)
     parts = [
         f"<!doctype html><html lang=en><meta charset=utf-8><meta name=viewport content='width=device-width'><title>{escape(name)}</title><style>{STYLE}</style>",
@@ -69,21 +74,29 @@ def page(name: str, summary: dict[str, Any], metrics: list[dict[str, Any]], conf
         f"<div class=soft>{about}</div>",
         _reason(summary),
         _figures(summary, metrics),
-        "<h2>Learning curve</h2>",
-        plot(learning, "environment steps", f"return ({scale})", reference=reference),
-        "<h2>Throughput</h2>",
-        plot(
-            [Line("env steps/s", _series(metrics, "throughput/env_steps_per_s", "time_s"))],
-            "seconds of training",
-            "env steps per second",
-            height=230,
+        *(
+            []
+            if computed
+            else [
+                "<h2>Learning curve</h2>",
+                plot(learning, "environment steps", f"return ({scale})", reference=reference),
+                population,
+                "<h2>Throughput</h2>",
+                plot(
+                    [Line("env steps/s", _series(metrics, "throughput/env_steps_per_s", "time_s"))],
+                    "seconds of training",
+                    "env steps per second",
+                    height=230,
+                ),
+            ]
         ),
+        population if computed else "",
         "<h2>Time per role</h2>",
         _times(summary.get("time_split") or {}),
         "<h2>Layout</h2>",
         _table(summary.get("world") or []),
         "<h2>Diagnostics</h2>",
-        _diagnostics(metrics),
+        _diagnostics(metrics, "learner_steps" if computed else "env_steps"),
         f"<details><summary><b>Configuration</b></summary><pre>{escape(config)}</pre></details>",
         _provenance(summary),
     ]
@@ -109,6 +122,9 @@ def _figures(summary: dict[str, Any], metrics: list[dict[str, Any]]) -> str:
             )
         )
         figures.append((f"{evaluated['iqm']:.2f}", f"interquartile mean<br>95 % interval {low:.2f} to {high:.2f}"))
+    reached = summary.get("population") or {}
+    if _finite(reached.get("nash_conv")):
+        figures.append((f"{reached['nash_conv']:.4g}", "NashConv, sum over players<br>of what the populations amount to"))
     last = metrics[-1] if metrics else {}
     figures.append(
         (
@@ -163,11 +179,11 @@ def _times(split: dict[str, Any]) -> str:
     return f"<div class=key>{''.join(keys)}</div><table>{''.join(bars)}</table><details><summary>seconds</summary><div class=wide>{table}</div></details>"
 
 
-def _diagnostics(metrics: list[dict[str, Any]]) -> str:
+def _diagnostics(metrics: list[dict[str, Any]], x: str) -> str:
     shown = {"train/return_mean", "throughput/env_steps_per_s"}
     names = list(dict.fromkeys(name for line in metrics for name in line if "/" in name and not name.startswith("evaluate/")))
     plots = [
-        plot([Line(name, _series(metrics, name), thin=True)], "environment steps", name, width=420, height=220)
+        plot([Line(name, _series(metrics, name, x), thin=True)], STEPS[x], name, width=420, height=220)
         for name in names
         if name not in shown
     ]

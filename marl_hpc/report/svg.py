@@ -8,6 +8,8 @@ from html import escape
 from typing import NamedTuple
 
 MOST_POINTS = 500
+MOST_CELLS = 60
+WHITE, RED, BLUE = (0xF7, 0xF7, 0xF7), (0xB2, 0x18, 0x2B), (0x21, 0x66, 0xAC)  # told apart by the color-blind, too
 COLORS = ("#1f6feb", "#8b949e", "#bf5af2", "#d29922")
 
 
@@ -125,3 +127,71 @@ def plot(
 
 def _coordinates(points: list[tuple[float, float]], at_x: Callable[[float], float], at_y: Callable[[float], float]) -> str:
     return " ".join(f"{at_x(x):.1f},{at_y(y):.1f}" for x, y in points)
+
+
+def raster(
+    rows: Sequence[Sequence[float | None]], x_title: str, y_title: str, legend: str, *, low: float, high: float, width: int = 860, height: int = 320
+) -> str:  # fmt: skip
+    """A picture of numbers as colored cells, row 0 on top; None is left open. From blue at `low` by white to red at `high` where these
+    have different signs, else from white to blue. More than MOST_CELLS rows or columns are drawn as means of blocks."""
+    block_rows, block_columns = (-(-n // MOST_CELLS) for n in (len(rows), max(map(len, rows), default=0)))
+    if not block_columns:
+        return f'<p class="empty">No {escape(y_title)} was recorded.</p>'
+    blocks = [
+        [
+            _mean([x for row in rows[i : i + block_rows] for x in row[j : j + block_columns]])
+            for j in range(0, len(rows[0]), block_columns)
+        ]
+        for i in range(0, len(rows), block_rows)
+    ]
+    left, right, top, bottom = 64, 12, 26, 44
+    wide, high_cell = (width - left - right) / len(blocks[0]), (height - top - bottom) / len(blocks)
+    parts = [f'<svg viewBox="0 0 {width} {height}" role="img" aria-label="{escape(legend)}">']
+    parts.append(f'<text x="{left}" y="14">{escape(legend)}</text>')
+    for i, row in enumerate(blocks):
+        for j, x in enumerate(row):
+            place = (
+                f'x="{left + j * wide:.1f}" y="{top + i * high_cell:.1f}" width="{wide + 0.3:.1f}" height="{high_cell + 0.3:.1f}"'
+            )
+            where = f"{i * block_rows}, {j * block_columns}"
+            if x is not None:
+                parts.append(f'<rect {place} fill="{_color(x, low, high)}"><title>{where}: {number(x)}</title></rect>')
+    for k in ticks(0, max(len(blocks) * block_rows - 1, 1), 5):
+        if k < len(rows) and k == int(k):
+            parts.append(
+                f'<text x="{left - 8}" y="{top + (k / block_rows + 0.5) * high_cell + 4:.1f}" text-anchor="end">{number(k)}</text>'
+            )
+    for k in ticks(0, max(len(blocks[0]) * block_columns - 1, 1), 7):
+        if k < len(rows[0]) and k == int(k):
+            parts.append(
+                f'<text x="{left + (k / block_columns + 0.5) * wide:.1f}" y="{height - bottom + 18}" text-anchor="middle">{number(k)}</text>'
+            )
+    parts.append(
+        f'<rect x="{left}" y="{top}" width="{width - left - right}" height="{height - top - bottom}" fill="none" class="grid"/>'
+    )
+    parts.append(
+        f'<text class="title" x="{(left + width - right) / 2}" y="{height - 6}" text-anchor="middle">{escape(x_title)}</text>'
+    )
+    parts.append(
+        f'<text class="title" transform="translate(14 {(top + height - bottom) / 2:.0f}) rotate(-90)" text-anchor="middle">{escape(y_title)}</text>'
+    )
+    if block_rows * block_columns > 1:
+        parts.append(f'<text x="{width - right}" y="14" text-anchor="end">cells are means of {block_rows} x {block_columns}</text>')
+    return "".join([*parts, "</svg>"])
+
+
+def _mean(values: Sequence[float | None]) -> float | None:
+    known = [x for x in values if x is not None]
+    return sum(known) / len(known) if known else None
+
+
+def _color(x: float, low: float, high: float) -> str:
+    """
+    >>> _color(0.0, -1.0, 1.0), _color(1.0, -1.0, 1.0), _color(1.0, 0.0, 1.0)
+    ('#f7f7f7', '#b2182b', '#2166ac')
+    """
+    middle = max(low, 0.0) if low * high < 0 else low
+    end = RED if low * high < 0 and x > middle else BLUE
+    far = high - middle if x > middle else middle - low
+    share = min(1.0, abs(x - middle) / far) if far else 0.0
+    return "#" + "".join(f"{round(a + share * (b - a)):02x}" for a, b in zip(WHITE, end, strict=True))
