@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from marl_hpc.comm.store import Store
-from marl_hpc.config import Config, fingerprint
+from marl_hpc.config import Config, computes_population, fingerprint
 from marl_hpc.storage.checkpoint import newest
 
 
@@ -43,7 +43,7 @@ def describe(
         **result,
         "exit_reason": reason if status != "finished" else result.get("exit_reason", reason),
         "environment": {"name": config.env["name"], "version": job["spec"]["version"]},
-        "algorithm": config.algorithm["name"], "paradigm": config.paradigm.name,
+        "algorithm": f"{config.population.name}, computed" if computes_population(config) else config.algorithm["name"], "paradigm": config.paradigm.name,
         "git": git_state(), "versions": versions(),
         "world": [
             {"rank": rank, "role": role, "host": host, "device": device, "launcher": launcher}

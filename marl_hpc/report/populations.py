@@ -10,7 +10,7 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
-from marl_hpc.report.svg import Line, number, plot, raster
+from marl_hpc.report.svg import Line, plot, raster
 
 MOST_MEMBERS = 20
 LOGARITHMIC = 20.0  # a curve of positive numbers that spans more than this factor is drawn by its logarithm
@@ -45,15 +45,7 @@ def _mixtures(history: Sequence[dict[str, Any]], player: int) -> str:
     """Iteration by member, the darker the more it is played."""
     size = max(len(line["mixtures"][player]) for line in history)
     rows = [[(line["mixtures"][player] + [None] * size)[k] for line in history] for k in range(size)]
-    return raster(
-        rows,
-        "iteration",
-        "member",
-        f"player {player}: how much of its mixture each member is, from 0 to 1",
-        low=0.0,
-        high=1.0,
-        height=230,
-    )
+    return raster(rows, "iteration", "member", f"player {player}: how much of its mixture each member is", height=230)
 
 
 def _payoffs(table: dict[str, Any]) -> str:
@@ -66,11 +58,7 @@ def _payoffs(table: dict[str, Any]) -> str:
         )
     if not payoffs or not all(sizes):
         return '<p class="empty">This scheme needs no payoffs, so none were found out.</p>'
-    most = max((abs(x) for row in payoffs[0] for x in row if x is not None), default=1.0) or 1.0
-    return raster(
-        payoffs[0], "member of player 1", "member of player 0", f"what player 0 gets on average, from {number(-most)} to {number(most)}",
-        low=-most, high=most, height=420,
-    )  # fmt: skip
+    return raster(payoffs[0], "member of player 1", "member of player 0", "what player 0 gets on average", height=420)
 
 
 def _members(members: dict[str, Any], last: Sequence[Sequence[float]]) -> str:

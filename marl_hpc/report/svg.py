@@ -130,10 +130,10 @@ def _coordinates(points: list[tuple[float, float]], at_x: Callable[[float], floa
 
 
 def raster(
-    rows: Sequence[Sequence[float | None]], x_title: str, y_title: str, legend: str, *, low: float, high: float, width: int = 860, height: int = 320
+    rows: Sequence[Sequence[float | None]], x_title: str, y_title: str, legend: str, *, width: int = 860, height: int = 320
 ) -> str:  # fmt: skip
-    """A picture of numbers as colored cells, row 0 on top; None is left open. From blue at `low` by white to red at `high` where these
-    have different signs, else from white to blue. More than MOST_CELLS rows or columns are drawn as means of blocks."""
+    """A picture of numbers as colored cells, row 0 on top; None is left open. 0 is white, the largest number blue, or where some are negative
+    red, and those blue. More than MOST_CELLS rows or columns are drawn as means of blocks. `legend` says what the numbers are."""
     block_rows, block_columns = (-(-n // MOST_CELLS) for n in (len(rows), max(map(len, rows), default=0)))
     if not block_columns:
         return f'<p class="empty">No {escape(y_title)} was recorded.</p>'
@@ -144,6 +144,9 @@ def raster(
         ]
         for i in range(0, len(rows), block_rows)
     ]
+    most = max((abs(x) for row in blocks for x in row if x is not None), default=0.0) or 1.0
+    least = -most if any(x < 0 for row in blocks for x in row if x is not None) else 0.0
+    legend = f"{legend}, from {number(least)} to {number(most)}"
     left, right, top, bottom = 64, 12, 26, 44
     wide, high_cell = (width - left - right) / len(blocks[0]), (height - top - bottom) / len(blocks)
     parts = [f'<svg viewBox="0 0 {width} {height}" role="img" aria-label="{escape(legend)}">']
@@ -155,7 +158,7 @@ def raster(
             )
             where = f"{i * block_rows}, {j * block_columns}"
             if x is not None:
-                parts.append(f'<rect {place} fill="{_color(x, low, high)}"><title>{where}: {number(x)}</title></rect>')
+                parts.append(f'<rect {place} fill="{_color(x, least, most)}"><title>{where}: {number(x)}</title></rect>')
     for k in ticks(0, max(len(blocks) * block_rows - 1, 1), 5):
         if k < len(rows) and k == int(k):
             parts.append(
