@@ -163,7 +163,13 @@ class Job:
 
     def prepare(self, store: AnyStore, port: int, key: str, folder: RunFolder) -> dict[str, Any]:
         """Let a role process check what needs torch or the environment. Raises ConfigError with what it says."""
-        job = {"config": asdict(self.config), "store": [network.LOOPBACK, port], "key": key, "team": self.team}
+        job = {
+            "config": asdict(self.config),
+            "store": [network.LOOPBACK, port],
+            "key": key,
+            "team": self.team,
+            "workers": self.counts["rollout"],
+        }
         log, written = os.pipe()
         stamp = os.memfd_create("marl_hpc-prepare")
         os.ftruncate(stamp, Stamp.SIZE)

@@ -38,6 +38,7 @@ from marl_hpc.roles.learner import Learner
 from marl_hpc.roles.parameter import ParameterShard
 from marl_hpc.roles.play import play
 from marl_hpc.roles.recorder import summarize_episodes
+from marl_hpc.roles.schedule import Schedule
 from marl_hpc.storage.checkpoint import Manifest
 
 DONE, STOPPED = 0, 75
@@ -227,6 +228,7 @@ def prepare(job: dict[str, Any], deadline: Stamp) -> int:
             exact.check(config, whole_game(env))
         elif learns_population(config):
             casting.check(config, plans, env)
+            Schedule.of(config, job["workers"])
         for plan in plans:
             if plan.interface.stacked:
                 check_graph(config.topology, env.spec, plan.interface.groups[0], job["team"])

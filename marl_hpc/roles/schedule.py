@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from marl_hpc.config import Config, learns_population
+from marl_hpc.config import Config, ConfigError, learns_population
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,7 +26,13 @@ class Schedule:
 
     @staticmethod
     def of(config: Config, workers: int, start: int = 0, start_steps: int = 0) -> Schedule:
+        """Of so many workers, or teams of workers. Raises ConfigError where stages would be shorter than iterations."""
         steps = config.rollout.fragment * config.rollout.envs * workers
+        if learns_population(config) and config.population.every_steps < steps:
+            raise ConfigError(
+                f"population.every_steps={config.population.every_steps} is less than an iteration, {steps} environment steps "
+                f"({workers} x rollout.envs x rollout.fragment): raise it, or lower those"
+            )
         return Schedule(
             steps=steps,
             iterations=start + max(0, -(-(config.budget.env_steps - start_steps) // steps)),
