@@ -69,8 +69,8 @@ def tune(scenario: str, seed: int, iterations: int, population: int) -> np.ndarr
     return mean
 
 
-def evaluate(scenario: str, policy: Policy, episodes: int) -> dict[str, Any]:
-    env = envs.make("networked/cacc", scenario=scenario, copies=episodes)
+def evaluate(scenario: str, policy: Policy, episodes: int, **options: Any) -> dict[str, Any]:
+    env = envs.make("networked/cacc", scenario=scenario, copies=episodes, **options)
     scores, crashed = play(env, policy, list(range(HELD_OUT, HELD_OUT + episodes)))
     low, high = bootstrap_interval(scores, lambda drawn: drawn.mean(-1))
     return {

@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from cacc_baselines import evaluate
 
 from marl_hpc import envs
 from marl_hpc.evaluation import bootstrap_interval
@@ -91,9 +92,14 @@ def main() -> None:
             each = " ".join(f"{x:.1f}" for x in scores)
             collisions = sum(row["collisions"] for row in found)
             print(f"{scenario}, {way}: {np.mean(scores):.1f} [{low:.1f}, {high:.1f}] ({each}), {collisions} collisions", flush=True)
+    constant = {
+        scenario: evaluate(scenario, lambda seen: np.full(seen.shape[:2], 3), EPISODES, vehicles=arguments.vehicles, near=0.0)
+        for scenario in arguments.scenarios
+    }
+    print(f"action 3 always: " + ", ".join(f"{scenario} {row['mean']:.1f}" for scenario, row in constant.items()))
     record = {
         "question": (__doc__ or "").splitlines()[0], "git": git_state(), "versions": versions(), "vehicles": arguments.vehicles,
-        "score": "mean over steps, sum over vehicles", "ways": WAYS, "large": LARGE, "table": table,
+        "score": "mean over steps, sum over vehicles", "ways": WAYS, "large": LARGE, "constant action 3": constant, "table": table,
     }  # fmt: skip
     path = ROOT / "benchmarks" / "results" / f"networked_cacc-{arguments.vehicles}.json"
     path.write_text(json.dumps(record, indent=1) + "\n")

@@ -421,7 +421,12 @@ def platoons() -> list[str]:
                 lines.append(
                     f"| {scenario} | {way.replace('experiment', 'consensus')} | {row['score_mean']:.1f} [{low:.1f}, {high:.1f}] | {each} | {hit} of {played} |"
                 )
-            for name, row in beside["results"][scenario].items() if vehicles == beside["vehicles"] else ():
+            others = (
+                beside["results"][scenario]
+                if vehicles == beside["vehicles"]
+                else {"constant action 3": record["constant action 3"][scenario]}
+            )
+            for name, row in others.items():
                 if name == "constant action 3" or name.startswith("linear"):
                     low, high = row["interval"]
                     lines.append(f"| {scenario} | {name} | {row['mean']:.1f} [{low:.1f}, {high:.1f}] | – | {row['crashed']:.0%} |")
