@@ -96,7 +96,7 @@ def main() -> None:
         scenario: evaluate(scenario, lambda seen: np.full(seen.shape[:2], 3), EPISODES, vehicles=arguments.vehicles, near=0.0)
         for scenario in arguments.scenarios
     }
-    print(f"action 3 always: " + ", ".join(f"{scenario} {row['mean']:.1f}" for scenario, row in constant.items()))
+    print("action 3 always: " + ", ".join(f"{scenario} {row['mean']:.1f}" for scenario, row in constant.items()))
     record = {
         "question": (__doc__ or "").splitlines()[0], "git": git_state(), "versions": versions(), "vehicles": arguments.vehicles,
         "score": "mean over steps, sum over vehicles", "ways": WAYS, "large": LARGE, "constant action 3": constant, "table": table,

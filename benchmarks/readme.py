@@ -219,17 +219,17 @@ def tictactoe() -> list[str]:
         return []
     lines = [
         "",
-        "`python benchmarks/tictactoe.py`: PettingZoo's tictactoe_v3 after self-play (`experiment=tictactoe/ppo`), greedy against random.",
+        "`python benchmarks/tictactoe.py`: PettingZoo's tictactoe_v3 after self-play (`experiment=tictactoe/ppo`), greedy against a random and a perfect player.",
         "",
-        "| seed | seat | games | wins | draws | losses | illegal actions | environment steps | commit |",
+        "| seed | seat, opponent | games | wins | draws | losses | illegal actions | environment steps | commit |",
         "|---|---|---|---|---|---|---|---|---|",
     ]
     for run in record["runs"]:
-        for seat in ("first", "second"):
+        for seat in [key for key in run if key.partition(",")[0] in ("first", "second")]:
             row = run[seat]
             shares = " | ".join(f"{100 * row[key]:.2f} %" for key in ("wins", "draws", "losses"))
             lines.append(
-                f"| {run['seed']} | {seat} | {row['games']:,} | {shares} | {row['illegal']} | {run['env_steps']:,} | {run['git']['commit'][:8]} |"
+                f"| {run['seed']} | {seat if ',' in seat else f'{seat}, random'} | {row['games']:,} | {shares} | {row['illegal']} | {run['env_steps']:,} | {run['git']['commit'][:8]} |"
             )
     return lines
 
