@@ -20,7 +20,7 @@ def test_the_empty_board_is_a_draw_whatever_the_first_move():
     ("squares", "mover", "best"),
     [
         ("110220000", 1, [2]),  # win at once
-        ("110000200", 2, [2]),  # block
+        ("110020000", 2, [2]),  # block
         ("100000000", 2, [4]),  # only the center answers a corner
         ("000010000", 2, [0, 2, 6, 8]),  # only corners answer the center
         ("100020001", 2, [1, 3, 5, 7]),  # a corner would lose to a fork
