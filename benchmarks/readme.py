@@ -338,8 +338,9 @@ def random_mdp() -> list[str]:
         "| agents, algorithm | uniform policies | critics alone | networked | one center | optimum | gain over uniform, networked of center |",
         "|---|---|---|---|---|---|---|",
     ]
-    for name, found in record["results"].items():
-        ways = {way: [f"{run['j']:.2f}" for run in runs] for way, runs in found["runs"].items()}
+    more = recorded("networked_mdp-20")
+    for name, found in {**record["results"], **(more["results"] if more else {})}.items():
+        ways = {way: [f"{run['j']:.3f}" if "20" in name else f"{run['j']:.2f}" for run in runs] for way, runs in found["runs"].items()}
         best = " ".join(f"{x:.2f}" for x in found["j_optimum"]) if found.get("j_optimum") else "–"
         lines.append(
             f"| {name.replace('action_value', 'algorithm 1').replace('state_value', 'algorithm 2')} | "
