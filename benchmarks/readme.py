@@ -340,7 +340,9 @@ def random_mdp() -> list[str]:
     ]
     more = recorded("networked_mdp-20")
     for name, found in {**record["results"], **(more["results"] if more else {})}.items():
-        ways = {way: [f"{run['j']:.3f}" if "20" in name else f"{run['j']:.2f}" for run in runs] for way, runs in found["runs"].items()}
+        ways = {
+            way: [f"{run['j']:.3f}" if "20" in name else f"{run['j']:.2f}" for run in runs] for way, runs in found["runs"].items()
+        }
         best = " ".join(f"{x:.2f}" for x in found["j_optimum"]) if found.get("j_optimum") else "–"
         lines.append(
             f"| {name.replace('action_value', 'algorithm 1').replace('state_value', 'algorithm 2')} | "
