@@ -51,6 +51,7 @@ def best_moves(squares: tuple[int, ...], mover: int) -> list[int]:
 def play(run_dir: Path, seat: int, games: int, *, perfect: bool = False) -> dict[str, float]:
     """Shares of games won, drawn and lost in a seat against a random or a perfect player, and how many illegal actions the policy chose."""
     env = tictactoe_v3.env()
+    board: Any = None
     random = np.random.default_rng(seat)
     agents = env.possible_agents
     policy = marl_hpc.load_policy(run_dir, agents[seat])
@@ -58,7 +59,7 @@ def play(run_dir: Path, seat: int, games: int, *, perfect: bool = False) -> dict
     illegal = 0
     for _ in range(games):
         env.reset()
-        reward = 0
+        board, reward = getattr(env.unwrapped, "board", None), 0
         for agent in env.agent_iter():
             seen: Any
             seen, _, terminated, truncated, _ = env.last()
@@ -70,7 +71,7 @@ def play(run_dir: Path, seat: int, games: int, *, perfect: bool = False) -> dict
                 action = policy.act(seen["observation"], mask)
                 illegal += not mask[action]
             elif perfect:
-                action = int(random.choice(best_moves(tuple(env.unwrapped.board.squares), 2 - seat)))
+                action = int(random.choice(best_moves(tuple(board.squares), 2 - seat)))
             else:
                 action = int(random.choice(np.flatnonzero(mask)))
             env.step(action)

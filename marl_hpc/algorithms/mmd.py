@@ -56,7 +56,7 @@ class MMD(PPO):
             )
         if box := [group.name for group in interface.groups if group.action_space.kind == "box"]:
             raise ConfigError(
-                f"algorithm=mmd draws policies to the uniform one, and {', '.join(box)} has continuous actions: choose algorithm=ppo"
+                f"algorithm=mmd draws policies to the uniform one, and {', '.join(box)} has continuous actions: use algorithm=ppo"
             )
 
     def minibatches(self, batch: Batch, columns: Tensor, total: int, seed: int, env_steps: int) -> Iterator[Batch]:

@@ -121,6 +121,10 @@ TABLE = {
     # a policy gradient needs log-probabilities only: Schulman et al. 2017, Mnih et al. 2016
     "ppo": (EVERY_PARADIGM, EVERY_SPACE, (), ()),
     "a2c": (EVERY_PARADIGM, EVERY_SPACE, (), ()),
+    # a policy gradient that is drawn to the uniform policy over some choices: Sokota et al. 2023
+    "mmd": (EVERY_PARADIGM, CHOICES, (), ("algorithm=mmd", "continuous", "algorithm=ppo")),
+    # the largest of several values, and the average of what was largest; each agent alone: Heinrich & Silver 2016
+    "nfsp": (("independent",), CHOICES, ("algorithm=nfsp", "needs paradigm=independent"), ("algorithm=nfsp", "Box", "algorithm=ppo")),
     # critics of neighbors on a graph: Qu et al. 2020
     "scalable_ac": ((), EVERY_SPACE, ("algorithm=scalable_ac", "needs paradigm=networked", "algorithm=a2c"), ()),
     # several agents that improve one team's value, each by its own policy: Kuba et al. 2022
@@ -147,23 +151,27 @@ TABLE = {
     ),
 }  # fmt: skip
 LITTLE = {
-    "ppo": ["epochs=2", "minibatches=2"], "a2c": [], "scalable_ac": [], "networked_ac": [], "happo": ["epochs=1", "minibatches=2"],
+    "ppo": ["epochs=2", "minibatches=2"], "mmd": ["epochs=2", "minibatches=2"], "a2c": [], "scalable_ac": [], "networked_ac": [], "happo": ["epochs=1", "minibatches=2"],
     "coma": ["critic_steps=2"],
-    **{name: ["batch=4", "starts=1", "samples_per_insert=1"] for name in ("dqn", "vdn", "qmix", "sac", "maddpg")},
+    **{name: ["batch=4", "starts=1", "samples_per_insert=1"] for name in ("dqn", "vdn", "qmix", "sac", "maddpg", "nfsp")},
 }  # fmt: skip
 REMEMBER = {"no memory": [], "gru": ["algorithm.gru=4", "algorithm.chunk=4"]}
 
 
 def asked(algorithm, paradigm, space, memory):
-    separate = ["groups=separate"] if algorithm == "happo" else []
+    separate = {
+        "happo": ["groups=separate"],
+        "nfsp": ["population=nfsp", "population.every_steps=16", "population.anticipatory=1.0", "algorithm.average_batch=4"],
+    }.get(algorithm, [])
     return [
         f"algorithm={algorithm}", f"paradigm={paradigm}", "env.name=rigs.games:board", *SPACES[space], *REMEMBER[memory], *separate,
         *(f"algorithm.{option}" for option in LITTLE[algorithm]), "rollout.fragment=8",
     ]  # fmt: skip
 
 
-def serves(algorithm, paradigm, space):
-    return paradigm in TABLE[algorithm][0] and space in TABLE[algorithm][1]
+def serves(algorithm, paradigm, space, memory):
+    remembers = memory == "no memory" or algorithm != "nfsp"  # what it imitates comes in any order
+    return paradigm in TABLE[algorithm][0] and space in TABLE[algorithm][1] and remembers
 
 
 def test_every_algorithm_has_a_row():
@@ -173,7 +181,7 @@ def test_every_algorithm_has_a_row():
 COMBINATIONS = list(product(TABLE, EVERY_PARADIGM, EVERY_SPACE, REMEMBER))
 
 
-@pytest.mark.parametrize(("algorithm", "paradigm", "space", "memory"), [x for x in COMBINATIONS if serves(*x[:3])])
+@pytest.mark.parametrize(("algorithm", "paradigm", "space", "memory"), [x for x in COMBINATIONS if serves(*x)])
 def test_what_an_algorithm_serves_trains(tmp_path, algorithm, paradigm, space, memory):
     three = ["rollout.envs=1", "budget.env_steps=24", "algorithm.hidden=[4]"]
     lines = inline.train(tmp_path, *asked(algorithm, paradigm, space, memory), *three)
@@ -187,12 +195,15 @@ def test_what_an_algorithm_serves_trains(tmp_path, algorithm, paradigm, space, m
         assert len({line[f"loss/{name}value"] for line in learned}) == 3
 
 
-@pytest.mark.parametrize(("algorithm", "paradigm", "space", "memory"), [x for x in COMBINATIONS if not serves(*x[:3])])
+@pytest.mark.parametrize(("algorithm", "paradigm", "space", "memory"), [x for x in COMBINATIONS if not serves(*x)])
 def test_what_an_algorithm_does_not_serve_is_refused_before_a_rank_starts(algorithm, paradigm, space, memory):
     config = compose(asked(algorithm, paradigm, space, memory))
     with pytest.raises(ConfigError) as refused:
         paradigms.plan(config, train.make_env(config, 1).spec)
     text, (others, spaces, elsewhere, otherwise) = str(refused.value), TABLE[algorithm]
+    if paradigm in others and space in spaces:
+        assert "algorithm.gru=4" in text
+        return
     reasons = [words for words, wrong in ((elsewhere, paradigm not in others), (otherwise, space not in spaces)) if wrong]
     assert all(reasons)
     assert any(all(word in text for word in words) for words in reasons)
@@ -200,7 +211,9 @@ def test_what_an_algorithm_does_not_serve_is_refused_before_a_rank_starts(algori
     advised = re.search(r"use algorithm=([\w, ]+)", text)
     assert advised is not None
     # whoever follows the advice must not be refused again
-    assert [name for name in re.split(r", | or | ", advised[1]) if name in TABLE and not serves(name, paradigm, space)] == []
+    assert [
+        name for name in re.split(r", | or | ", advised[1]) if name in TABLE and not serves(name, paradigm, space, memory)
+    ] == []
 
 
 REFUSED = [

@@ -118,5 +118,5 @@ def test_what_cant_be_is_refused(options, said):
 
 
 def test_continuous_actions_have_no_uniform_policy():
-    with pytest.raises(ConfigError, match="choose algorithm=ppo"):
+    with pytest.raises(ConfigError, match="use algorithm=ppo"):
         MMD.check(MMDConfig(), interface_of(mask=False, kind="box"), 10)
