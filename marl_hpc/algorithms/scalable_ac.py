@@ -37,7 +37,7 @@ class ScalableACConfig(A2CConfig):
 class ScalableAC(A2C):
     """One gradient step a batch. The critics' targets are r_i,t + γ Q_i(o_t+1, a_t+1), SARSA's (with `gae_lambda` their λ-returns); the
     policy gradient of agent i is the mean of ∇ log π_i(a_i | o_i) · (1/N) Σ_j Q_j over j within κ hops of i, i itself included (the
-    paper's algorithm 1), whose mean over a batch is taken off where `normalize_advantages`, and its scale with it."""
+    paper's algorithm 1) and whose episode goes on, whose mean over a batch is taken off where `normalize_advantages`, and its scale with it."""
 
     Config = ScalableACConfig
     local_critics = True
@@ -105,7 +105,8 @@ class ScalableAC(A2C):
     def with_advantages(self, batch: Batch) -> Batch:
         with torch.no_grad():
             worth = self.values.denormalize(self.critic.unroll(batch, None)[0])
-            rows = worth.movedim(-1, 0)
+            # whose episode is over has nothing left to gain, and its critic never learns what it would say of that
+            rows = (worth * self.together(batch, "active")).movedim(-1, 0)
             nearby = (rows + self.critic.hear(rows).sum(1)).movedim(0, -1) / self.everyone
         batch = super().with_advantages(batch)
         if self.config.normalize_advantages:

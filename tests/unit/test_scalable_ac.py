@@ -44,20 +44,22 @@ def algorithm_of(graph, actions=2, mask=False, **options):
 def test_critics_see_and_policies_answer_for_those_within_kappa_hops(kappa):
     graph = topology.from_edges([(0, 1), (1, 2), (2, 3), (3, 4), (1, 5)])
     algorithm, n, actions = algorithm_of(graph, 3, True, kappa=kappa), 6, 3
-    batch = batch_of(algorithm.interface, 4, 2)
+    batch = batch_of(algorithm.interface, 6, 2, ends=0.3)
+    active = batch["g/active"].numpy()
+    assert (active.any(-1) & ~active.all(-1)).any()  # somebody is no longer there
     near = shortest_path(graph.adjacency) <= kappa
-    most, worth = near.sum(1).max() - 1, np.zeros((4, 2, n))
+    most, worth = near.sum(1).max() - 1, np.zeros((6, 2, n))
     layers = [layer.detach().numpy() for layer in algorithm.critic.network.layers()]
     x = torch.cat([batch["g/observation"], torch.nn.functional.one_hot(batch["g/action"], actions)], -1)
-    x = (x * batch["g/active"][..., None]).numpy()
+    x = x.numpy() * active[..., None]
     for i in range(n):
         others = [j for j in np.flatnonzero(near[i]) if j != i]
-        seen = np.concatenate([x[..., j, :] for j in [i, *others]] + [np.zeros((4, 2, 3 + actions))] * (most - len(others)), -1)
+        seen = np.concatenate([x[..., j, :] for j in [i, *others]] + [np.zeros((6, 2, 3 + actions))] * (most - len(others)), -1)
         hidden = np.tanh(seen @ layers[0][i] + layers[1][i, 0])
         worth[..., i] = (hidden @ layers[2][i] + layers[3][i, 0])[..., 0]
     found = algorithm.with_advantages(algorithm.with_next_actions(batch, 0))
     np.testing.assert_allclose(found["old_value"].numpy(), worth, atol=1e-12)
-    np.testing.assert_allclose(found["advantage"].numpy(), worth @ near.T / n, atol=1e-12)
+    np.testing.assert_allclose(found["advantage"].numpy(), (worth * active) @ near.T / n, atol=1e-12)
 
 
 def test_targets_are_sarsas():
