@@ -138,23 +138,31 @@ class LocalCritic(nn.Module):
 
     def unroll(self, batch: Batch, memory: Tensor | None) -> tuple[Tensor, Tensor]:
         """(Q [T, B, n] of what agents did, no memory)."""
-        q = self.judge(batch, "")
+        own = fields(batch, self.group.name)
+        q = self.judge(own["observation"], own["action"], own["active"])
         return q, q.new_zeros(*q.shape, 0)
 
     def after(self, batch: Batch, memory: Tensor) -> Tensor:
-        """Q [..., n] of what they would do next."""
-        return self.judge(batch, "next_")
-
-    def judge(self, batch: Batch, prefix: str) -> Tensor:
+        """Q [..., n] of what they would do next, those who were cut off too: as if their episode had gone on."""
         own = fields(batch, self.group.name)
-        observation = own[f"{prefix}observation"]
-        acted = encoded(self.distribution, own[f"{prefix}action"], observation)
-        lead = own["active"].dim()
-        each = torch.cat([observation.flatten(lead) if observation.dim() > lead else observation.unsqueeze(-1), acted], -1)
-        each = each * own["active"].unsqueeze(-1)
+        cut = own["truncated"]
+        return self.judge(own["next_observation"], own["next_action"], own["next_active"] | cut, cut)
+
+    def judge(self, observation: Tensor, action: Tensor, acting: Tensor, cut: Tensor | None = None) -> Tensor:
+        """Q [..., n] of observations [..., n, *shape] and actions of those who are `acting` [..., n]. Who has been `cut` off is seen by those
+        only who were cut off with it: the others go on without it."""
+        lead = acting.dim()
+        seen = observation.flatten(lead) if observation.dim() > lead else observation.unsqueeze(-1)
+        each = torch.cat([seen, encoded(self.distribution, action, observation)], -1) * acting.unsqueeze(-1)
         rows = inward(each)
-        seen = torch.cat([rows, side_by_side(self.hear(rows))], -1)
-        return self.network(seen.movedim(0, -2).reshape(*each.shape[:-1], -1)).squeeze(-1)
+        if cut is None:
+            heard = self.hear(rows)
+        else:
+            own = inward(cut.unsqueeze(-1).to(each))  # [n, samples, 1]
+            heard = self.hear(torch.cat([rows, own], -1))
+            heard = heard[..., :-1] * (heard[..., -1:] <= own.unsqueeze(1))
+        x = torch.cat([rows, side_by_side(heard)], -1)
+        return self.network(x.movedim(0, -2).reshape(*each.shape[:-1], -1)).squeeze(-1)
 
     def hear(self, x: Tensor) -> Tensor:
         """x [n, …] of everybody within κ hops [n, K, …]."""

@@ -76,6 +76,42 @@ def test_targets_are_sarsas():
     torch.testing.assert_close(found["target"], batch["g/reward"] + 0.9 * following)
 
 
+def test_the_next_step_is_judged_by_who_acts_in_it():
+    """In a fragment's last step, and where an agent is cut off: then it sees those who go on or are cut off with it, as if it had gone on
+    too. Whoever terminates isn't seen, and who is cut off is no longer seen by those who go on."""
+    graph = topology.from_edges([(0, 1), (1, 2), (2, 3)])
+    algorithm, n = algorithm_of(graph, kappa=1, gamma=0.9), 4
+    batch = batch_of(algorithm.interface, 5, 40, ends=0.3)
+    alone = batch["g/terminated"] & (torch.rand(5, 40, n, generator=torch.Generator().manual_seed(0)) < 0.5)
+    batch["g/truncated"] |= alone  # cut off though others go on
+    batch["g/terminated"] &= ~alone
+    batch = algorithm.with_next_actions(batch, 0)
+    found = algorithm.with_advantages(batch)
+    layers = [layer.detach().numpy() for layer in algorithm.critic.network.layers()]
+    features = {}
+    for prefix in ("", "next_"):
+        chosen = torch.nn.functional.one_hot(batch[f"g/{prefix}action"], 2)
+        features[prefix] = torch.cat([batch[f"g/{prefix}observation"], chosen], -1).numpy()
+    own = {name.removeprefix("g/"): x.numpy() for name, x in batch.items()}
+    compared = {"last": 0, "cut off": 0, "someone else isn't seen": 0}
+    for t, b, i in np.argwhere(own["active"]):
+        going_on, cut = own["next_active"][t, b], own["truncated"][t, b]
+        if t < 4 and going_on[i]:
+            rows, there = features[""][t + 1, b], own["active"][t + 1, b]
+        else:
+            rows, there = features["next_"][t, b], going_on | (cut & cut[i])
+            hidden = any(own["active"][t, b, j] and not there[j] for j in (i - 1, i + 1) if 0 <= j < n)
+            compared["last"] += going_on[i]
+            compared["cut off"] += cut[i]
+            compared["someone else isn't seen"] += hidden and not own["terminated"][t, b, i]
+        seen = [rows[j] * there[j] for j in (i, i - 1, i + 1) if 0 <= j < n]
+        x = np.concatenate([*seen, np.zeros(5 * (3 - len(seen)))])
+        following = np.tanh(x @ layers[0][i] + layers[1][i, 0]) @ layers[2][i] + layers[3][i, 0]
+        expected = own["reward"][t, b, i] + 0.9 * following[0] * (not own["terminated"][t, b, i])
+        np.testing.assert_allclose(found["target"][t, b, i].numpy(), expected, atol=1e-12)
+    assert min(compared.values()) > 10
+
+
 def expected_gradient(algorithm, rewards, observation):
     """Of (1/N) Σ_j E r_j, by the sum over all joint actions."""
     policy, n = algorithm.policies["g"], len(rewards.shape) - 1
