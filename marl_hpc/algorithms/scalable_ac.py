@@ -1,5 +1,5 @@
 """Scalable actor-critic (Qu, Wierman & Li 2020, "Scalable reinforcement learning of localized policies for multi-agent networked systems",
-L4DC): each agent's critic sees everybody within κ hops, and an agent improves the mean over their critics of what it does to them.
+L4DC): each agent's critic sees everybody within κ hops, and an agent improves the mean over the critics that see it.
 
 Where what an agent does fades with distance, what is cut off fades exponentially in κ, and no size of anything here depends on N.
 Legend: κ hops, n agents here, N in all, K within κ hops of an agent at most, D observation size, A numbers of an action, T time, B copies.
@@ -29,15 +29,16 @@ from marl_hpc.types import GroupSpec, InterfaceSpec
 
 @dataclass(frozen=True, kw_only=True)
 class ScalableACConfig(A2CConfig):
-    kappa: int = 1  # hops that a critic sees, and whose critics an agent's policy improves
+    kappa: int = 1  # hops that a critic sees; an agent's policy improves the critics that see it
     gae_lambda: float = 0.0  # of critics' targets; 0: TD(0), as in the paper
     normalize_advantages: bool = True
 
 
 class ScalableAC(A2C):
     """One gradient step a batch. The critics' targets are r_i,t + γ Q_i(o_t+1, a_t+1), SARSA's (with `gae_lambda` their λ-returns); the
-    policy gradient of agent i is the mean of ∇ log π_i(a_i | o_i) · (1/N) Σ_j Q_j over j within κ hops of i, i itself included (the
-    paper's algorithm 1) and whose episode goes on, whose mean over a batch is taken off where `normalize_advantages`, and its scale with it."""
+    policy gradient of agent i is the mean of ∇ log π_i(a_i | o_i) · (1/N) Σ_j Q_j over those j, i itself included, whose critics see i (the
+    paper's algorithm 1, whose graphs are undirected) and whose episode goes on. The mean of that sum over a batch is taken off where
+    `normalize_advantages`, and its scale with it."""
 
     Config = ScalableACConfig
     local_critics = True
@@ -94,10 +95,9 @@ class ScalableAC(A2C):
         if f"{name}/next_action_mask" in batch:
             inputs["action_mask"] = batch[f"{name}/next_action_mask"]
         steps, copies = seen.shape[:2]
-        assert self.critic.neighbors is not None, "whoever has agents of others' neighborhoods has connected them"
         # of all agents, on whatever ranks they are, so that the draw doesn't depend on that
         noise = draw_noise(group.action_space, generator(seed, NEXT_ACTION), (steps * copies, self.everyone))
-        noise = noise[:, self.critic.neighbors.agents]
+        noise = noise[:, self.critic.connected.agents]
         flat = {field: x.flatten(0, 1) for field, x in inputs.items()}
         drawn = policy.act({name: flat}, seen.new_zeros(0), {name: torch.from_numpy(noise).to(seen)})[0][name]
         return {**batch, f"{name}/next_action": drawn.unflatten(0, (steps, copies))}
@@ -107,7 +107,7 @@ class ScalableAC(A2C):
             worth = self.values.denormalize(self.critic.unroll(batch, None)[0])
             # whose episode is over has nothing left to gain, and its critic never learns what it would say of that
             rows = (worth * self.together(batch, "active")).movedim(-1, 0)
-            nearby = (rows + self.critic.hear(rows).sum(1)).movedim(0, -1) / self.everyone
+            nearby = (rows + self.critic.heard_by(rows).sum(1)).movedim(0, -1) / self.everyone
         batch = super().with_advantages(batch)
         if self.config.normalize_advantages:
             count, total, squares = moments_of(nearby, batch["known"], each=True)
@@ -166,11 +166,19 @@ class LocalCritic(nn.Module):
 
     def hear(self, x: Tensor) -> Tensor:
         """x [n, …] of everybody within κ hops [n, K, …]."""
+        return self.connected.gather(x)
+
+    def heard_by(self, x: Tensor) -> Tensor:
+        """x [n, …] of everybody whose critic sees an agent [n, J, …], J at most; zeros where there are fewer."""
+        return self.connected.reverse.gather(x)
+
+    @property
+    def connected(self) -> LocalMessages:
         if self.neighbors is None:
             raise RuntimeError(
                 f"{len(self.group.agents)} agents here have neighbors elsewhere: set `neighbors` to what reaches them"
             )
-        return self.neighbors.gather(x)
+        return self.neighbors
 
 
 def flat_size(group: GroupSpec) -> int:

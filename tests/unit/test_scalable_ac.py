@@ -40,9 +40,13 @@ def algorithm_of(graph, actions=2, mask=False, **options):
     return algorithm
 
 
+TREE = topology.from_edges([(0, 1), (1, 2), (2, 3), (3, 4), (1, 5)])
+ONE_WAY = topology.from_edges([(0, 1), (1, 2), (2, 3), (3, 4), (4, 0), (1, 5), (5, 4), (0, 4)], directed=True)
+
+
 @pytest.mark.parametrize("kappa", [1, 2, 5])
-def test_critics_see_and_policies_answer_for_those_within_kappa_hops(kappa):
-    graph = topology.from_edges([(0, 1), (1, 2), (2, 3), (3, 4), (1, 5)])
+@pytest.mark.parametrize("graph", [TREE, ONE_WAY], ids=["tree", "one way"])
+def test_critics_see_those_within_kappa_hops_and_policies_answer_for_the_critics_that_see_them(graph, kappa):
     algorithm, n, actions = algorithm_of(graph, 3, True, kappa=kappa), 6, 3
     batch = batch_of(algorithm.interface, 6, 2, ends=0.3)
     active = batch["g/active"].numpy()
@@ -59,7 +63,7 @@ def test_critics_see_and_policies_answer_for_those_within_kappa_hops(kappa):
         worth[..., i] = (hidden @ layers[2][i] + layers[3][i, 0])[..., 0]
     found = algorithm.with_advantages(algorithm.with_next_actions(batch, 0))
     np.testing.assert_allclose(found["old_value"].numpy(), worth, atol=1e-12)
-    np.testing.assert_allclose(found["advantage"].numpy(), (worth * active) @ near.T / n, atol=1e-12)
+    np.testing.assert_allclose(found["advantage"].numpy(), (worth * active) @ near / n, atol=1e-12)
 
 
 def test_targets_are_sarsas():
@@ -165,6 +169,18 @@ def test_rewards_that_depend_on_neighbors_alone_need_no_more_than_one_hop():
     rewards, observation = np.zeros((2, 2, 2, 3)), torch.from_numpy(random.normal(size=(3, 3)))
     rewards[..., 0], rewards[..., 2] = random.normal(size=(2, 2, 1)), random.normal(size=(1, 2, 2))
     rewards[..., 1] = random.normal(size=(2, 2, 2))
+    near = algorithm_of(graph, kappa=1)
+    torch.testing.assert_close(estimated_gradient(near, rewards, observation), expected_gradient(near, rewards, observation))
+
+
+def test_who_is_seen_one_way_answers_for_those_who_see_it():
+    """On a cycle where each reward depends on the agent itself and on whom it sees: one hop is enough, and no other three terms are."""
+    graph = topology.from_edges([(0, 1), (1, 2), (2, 0)], directed=True)
+    random = np.random.default_rng(2)
+    rewards, observation = np.zeros((2, 2, 2, 3)), torch.from_numpy(random.normal(size=(3, 3)))
+    rewards[..., 0] = random.normal(size=(2, 2, 1))
+    rewards[..., 1] = random.normal(size=(1, 2, 2))
+    rewards[..., 2] = random.normal(size=(2, 1, 2))
     near = algorithm_of(graph, kappa=1)
     torch.testing.assert_close(estimated_gradient(near, rewards, observation), expected_gradient(near, rewards, observation))
 
