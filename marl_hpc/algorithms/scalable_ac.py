@@ -63,6 +63,11 @@ class ScalableAC(A2C):
                 f"algorithm.messages={config.messages} and algorithm.gru={config.gru} with algorithm=scalable_ac, whose policies are of present "
                 "observations: leave messages out and set gru=0, or use algorithm=a2c"
             )
+        if interface.turns > 1:
+            raise ConfigError(
+                "algorithm=scalable_ac sums what critics say of the same moment: its agents act at once, and this environment's take turns; "
+                "use algorithm=a2c"
+            )
         super().check(config, interface, fragment)
         if config.kappa < 1:
             raise ConfigError(f"algorithm.kappa={config.kappa} must be 1 hop or more")

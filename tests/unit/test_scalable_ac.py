@@ -202,6 +202,12 @@ def test_what_it_cant_do_is_refused(override, said):
         paradigms.plan(config, make_env(config, 1).spec)
 
 
+def test_agents_that_take_turns_are_refused():
+    config = compose(["env=classic/tictactoe", "topology=ring", *RUN[1:]])
+    with pytest.raises(ConfigError, match="agents act at once"):
+        paradigms.plan(config, make_env(config, 1).spec)
+
+
 def test_it_trains_from_a_configuration(tmp_path):
     lines = train(tmp_path / "run", *RUN, "algorithm.kappa=2", "env.episode_steps=15")
     assert np.isfinite([value for line in lines for value in line.values()]).all()
