@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 from pettingzoo import AECEnv, ParallelEnv
 
+from marl_hpc.envs.edges import edges_of
 from marl_hpc.envs.grouping import group_agents, padding
 from marl_hpc.envs.spaces import action_space, decoder, encoding, flat_mask
 from marl_hpc.types import EnvSpec, GroupSpec, Seen, Step
@@ -65,6 +66,7 @@ class PettingZooBatch:
             state_shape=shape,
             state_from="environment" if self._own_state else "observations",
             turn_based=turn_based,
+            edges=edges_of(name, first, [agent for group in specs for agent in group.agents]),
         )
         self.copies = len(envs)
         self.envs = envs

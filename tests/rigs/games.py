@@ -10,13 +10,14 @@ from pettingzoo import AECEnv, ParallelEnv
 
 
 class Board(ParallelEnv):
-    """Two kinds of agents, `x_…` and `y_…`. `x_1` leaves early, `y_1` comes late. `masked`: choices come and go, given in info."""
+    """Two kinds of agents, `x_…` and `y_…`. `x_1` leaves early, `y_1` comes late. `masked`: choices come and go, given in info; `edges`:
+    who may talk to whom."""
 
     metadata = {"name": "board"}
 
-    def __init__(self, kind: str = "discrete", masked: bool = False, length: int = 7) -> None:
+    def __init__(self, kind: str = "discrete", masked: bool = False, length: int = 7, edges: Any = None) -> None:
         self.possible_agents = ["x_0", "x_1", "y_0", "y_1"]
-        self.kind, self.masked, self.length = kind, masked, length
+        self.kind, self.masked, self.length, self.edges = kind, masked, length, edges
         self.agents: list[str] = []
 
     def observation_space(self, agent: str) -> Any:
