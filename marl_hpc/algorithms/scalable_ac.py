@@ -110,7 +110,7 @@ class ScalableAC(A2C):
     def with_advantages(self, batch: Batch) -> Batch:
         with torch.no_grad():
             worth = self.values.denormalize(self.critic.unroll(batch, None)[0])
-            # whose episode is over has nothing left to gain, and its critic never learns what it would say of that
+            # an agent whose episode is over has nothing left to gain, and its critic never learns to say so
             rows = (worth * self.together(batch, "active")).movedim(-1, 0)
             nearby = (rows + self.critic.heard_by(rows).sum(1)).movedim(0, -1) / self.everyone
         batch = super().with_advantages(batch)
