@@ -23,7 +23,7 @@ from marl_hpc.config import Config, ConfigError, validate
 
 CONFIGS = Path(__file__).parent / "configs"
 # sections that are typed later, beside the code they configure: any key may be set there
-OPEN_SECTIONS = re.compile(r"^(env|algorithm|topology\.options|population\.meta_options)\.[\w.]+=")
+OPEN_SECTIONS = re.compile(r"^((env|algorithm)\.[\w.]+|(topology\.options|population\.meta_options)\.\w+)=")
 
 
 def compose(overrides: list[str]) -> Config:

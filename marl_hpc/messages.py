@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -36,6 +37,17 @@ class LocalMessages:
         self.table = torch.from_numpy(np.ascontiguousarray(table, np.int64))
         self.degrees = (self.table >= 0).sum(1)  # [n]
         self.agents = np.arange(len(table))  # [n]: their numbers among all
+
+    @cached_property
+    def reverse(self) -> LocalMessages:
+        """Gathers what those hold who hear each agent: the same where all hear each other.
+
+        >>> LocalMessages(neighbor_table([(0, 1), (1, 2), (2, 0), (2, 1)], 3)).reverse.table.tolist()
+        [[2, -1], [0, 2], [1, -1]]
+        """
+        table = self.table.cpu().numpy()
+        hearer, place = np.nonzero(table >= 0)
+        return LocalMessages(neighbor_table(np.stack([table[hearer, place], hearer], 1), len(table)))
 
     def reach(self, x: Tensor) -> Tensor:
         """x [n, …] of these agents, then what their neighbors elsewhere hold."""

@@ -120,7 +120,7 @@ def graphs_of(section: Topology, spec: EnvSpec, group: GroupSpec) -> Sequence[to
         if spec.edges is None:
             raise ConfigError(
                 f"env {spec.name} has no edges between its agents; choose a topology, for example topology=ring (an environment says "
-                "who is whose neighbor by an attribute `edges`, pairs of agents)"
+                "who is whose neighbor by an attribute `edges`, pairs of agents, by name or by place in possible_agents)"
             )
         if options:
             raise ConfigError(f"topology.options={options} is about a named topology; topology=environment takes none")

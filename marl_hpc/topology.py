@@ -274,7 +274,8 @@ TOPOLOGIES: dict[str, str | Callable[..., Graph | list[Graph]]] = {
 
 def make(name: str, agents: int, **options: Any) -> list[Graph]:
     """The graphs of a topology for so many agents, one unless it changes from round to round. Functions of rows and columns get the most
-    square ones that there are. Raises ConfigError for an unknown name or option, ValueError where the graph isn't connected."""
+    square ones that there are. Raises ConfigError for an unknown name, for an option that is unknown, missing or of a wrong type, and
+    where the numbers of agents differ; ValueError where the graph isn't connected."""
     target = TOPOLOGIES.get(name, name if ":" in name else None)
     if target is None:
         near = difflib.get_close_matches(name, TOPOLOGIES, n=1)
@@ -289,17 +290,23 @@ def make(name: str, agents: int, **options: Any) -> list[Graph]:
         except (ImportError, AttributeError) as error:
             raise ConfigError(f"topology {name!r} can't be imported: {error}") from error
     assert callable(target)
-    taken = list(inspect.signature(target).parameters)
-    if "rows" in taken and "columns" in taken and not options.keys() & {"rows", "columns"}:
+    parameters = inspect.signature(target).parameters
+    known = [key for key in parameters if key != "n"]  # that one is the environment's to say
+    takes = f"it takes {', '.join(known) or 'none'}"
+    unknown = [key for key in options if key not in known]
+    if unknown:
+        near = difflib.get_close_matches(unknown[0], known, n=1)
+        hint = f"; did you mean {near[0]!r}?" if near else ";"
+        raise ConfigError(f"topology {name!r} has no option {unknown[0]!r}{hint} {takes}")
+    if "rows" in known and "columns" in known and not options.keys() & {"rows", "columns"}:
         rows = max(d for d in range(1, int(agents**0.5) + 1) if agents % d == 0)
         options |= {"rows": rows, "columns": agents // rows}
-    elif "n" in taken:
+    if "n" in parameters:
         options = {"n": agents, **options}
-    unknown = [key for key in options if key not in taken]
-    if unknown:
-        known = ", ".join(key for key in taken if key != "n") or "none"
-        raise ConfigError(f"topology {name!r} has no option {unknown[0]!r}; it takes {known}")
-    made: Any = target(**options)
+    try:
+        made: Any = target(**options)
+    except TypeError as error:  # one is missing, or of another type
+        raise ConfigError(f"topology {name!r} can't be made with {options}: {error}; {takes}") from error
     graphs: list[Graph] = made if isinstance(made, list) else [made]
     for graph in graphs:
         if graph.agents != agents:

@@ -1,5 +1,5 @@
 """Scalable actor-critic (Qu, Wierman & Li 2020, "Scalable reinforcement learning of localized policies for multi-agent networked systems",
-L4DC): each agent's critic sees everybody within κ hops, and an agent improves the mean over their critics of what it does to them.
+L4DC): each agent's critic sees everybody within κ hops, and an agent improves the mean over the critics that see it.
 
 Where what an agent does fades with distance, what is cut off fades exponentially in κ, and no size of anything here depends on N.
 Legend: κ hops, n agents here, N in all, K within κ hops of an agent at most, D observation size, A numbers of an action, T time, B copies.
@@ -29,15 +29,16 @@ from marl_hpc.types import GroupSpec, InterfaceSpec
 
 @dataclass(frozen=True, kw_only=True)
 class ScalableACConfig(A2CConfig):
-    kappa: int = 1  # hops that a critic sees, and whose critics an agent's policy improves
+    kappa: int = 1  # hops that a critic sees; an agent's policy improves the critics that see it
     gae_lambda: float = 0.0  # of critics' targets; 0: TD(0), as in the paper
     normalize_advantages: bool = True
 
 
 class ScalableAC(A2C):
     """One gradient step a batch. The critics' targets are r_i,t + γ Q_i(o_t+1, a_t+1), SARSA's (with `gae_lambda` their λ-returns); the
-    policy gradient of agent i is the mean of ∇ log π_i(a_i | o_i) · (1/N) Σ_j Q_j over j within κ hops of i, i itself included (the
-    paper's algorithm 1), whose mean over a batch is taken off where `normalize_advantages`, and its scale with it."""
+    policy gradient of agent i is the mean of ∇ log π_i(a_i | o_i) · (1/N) Σ_j Q_j over those j, i itself included, whose critics see i (the
+    paper's algorithm 1, whose graphs are undirected) and whose episode goes on. The mean of that sum over a batch is taken off where
+    `normalize_advantages`, and its scale with it."""
 
     Config = ScalableACConfig
     local_critics = True
@@ -62,13 +63,12 @@ class ScalableAC(A2C):
                 f"algorithm.messages={config.messages} and algorithm.gru={config.gru} with algorithm=scalable_ac, whose policies are of present "
                 "observations: leave messages out and set gru=0, or use algorithm=a2c"
             )
-        super().check(config, interface, fragment)
-        if pairs := set(interface.neighbors) - {(j, i) for i, j in interface.neighbors}:
-            i, j = min(pairs)
+        if interface.turns > 1:
             raise ConfigError(
-                f"algorithm=scalable_ac is about neighbors that affect each other, and on this graph agent {i} hears agent {j}, which doesn't "
-                f"hear it: choose an undirected topology, or algorithm=a2c"
+                "algorithm=scalable_ac sums what critics say of the same moment: its agents act at once, and this environment's take turns; "
+                "use algorithm=a2c"
             )
+        super().check(config, interface, fragment)
         if config.kappa < 1:
             raise ConfigError(f"algorithm.kappa={config.kappa} must be 1 hop or more")
         if interface.mix != "none":
@@ -100,10 +100,9 @@ class ScalableAC(A2C):
         if f"{name}/next_action_mask" in batch:
             inputs["action_mask"] = batch[f"{name}/next_action_mask"]
         steps, copies = seen.shape[:2]
-        assert self.critic.neighbors is not None, "whoever has agents of others' neighborhoods has connected them"
         # of all agents, on whatever ranks they are, so that the draw doesn't depend on that
         noise = draw_noise(group.action_space, generator(seed, NEXT_ACTION), (steps * copies, self.everyone))
-        noise = noise[:, self.critic.neighbors.agents]
+        noise = noise[:, self.critic.connected.agents]
         flat = {field: x.flatten(0, 1) for field, x in inputs.items()}
         drawn = policy.act({name: flat}, seen.new_zeros(0), {name: torch.from_numpy(noise).to(seen)})[0][name]
         return {**batch, f"{name}/next_action": drawn.unflatten(0, (steps, copies))}
@@ -111,9 +110,9 @@ class ScalableAC(A2C):
     def with_advantages(self, batch: Batch) -> Batch:
         with torch.no_grad():
             worth = self.values.denormalize(self.critic.unroll(batch, None)[0])
-            worth = worth * self.together(batch, "active")  # whoever's episode has ended expects nothing
-            rows = worth.movedim(-1, 0)
-            nearby = (rows + self.critic.hear(rows).sum(1)).movedim(0, -1) / self.everyone
+            # an agent whose episode is over has nothing left to gain, and its critic never learns to say so
+            rows = (worth * self.together(batch, "active")).movedim(-1, 0)
+            nearby = (rows + self.critic.heard_by(rows).sum(1)).movedim(0, -1) / self.everyone
         batch = super().with_advantages(batch)
         if self.config.normalize_advantages:
             count, total, squares = moments_of(nearby, batch["known"], each=True)
@@ -144,36 +143,47 @@ class LocalCritic(nn.Module):
 
     def unroll(self, batch: Batch, memory: Tensor | None) -> tuple[Tensor, Tensor]:
         """(Q [T, B, n] of what agents did, no memory)."""
-        q = self.judge(batch, "")
+        own = fields(batch, self.group.name)
+        q = self.judge(own["observation"], own["action"], own["active"])
         return q, q.new_zeros(*q.shape, 0)
 
     def after(self, batch: Batch, memory: Tensor) -> Tensor:
-        """Q [..., n] of what they would do next."""
-        return self.judge(batch, "next_")
-
-    def judge(self, batch: Batch, prefix: str) -> Tensor:
+        """Q [..., n] of what they would do next, those who were cut off too: as if their episode had gone on."""
         own = fields(batch, self.group.name)
-        observation = own[f"{prefix}observation"]
-        acted = encoded(self.distribution, own[f"{prefix}action"], observation)
-        lead = own["active"].dim()
-        each = torch.cat([observation.flatten(lead) if observation.dim() > lead else observation.unsqueeze(-1), acted], -1)
-        each = each * self.acts(own, prefix).unsqueeze(-1)
-        rows = inward(each)
-        seen = torch.cat([rows, side_by_side(self.hear(rows))], -1)
-        return self.network(seen.movedim(0, -2).reshape(*each.shape[:-1], -1)).squeeze(-1)
+        cut = own["truncated"]
+        return self.judge(own["next_observation"], own["next_action"], own["next_active"] | cut, cut)
 
-    @staticmethod
-    def acts(own: Batch, prefix: str) -> Tensor:
-        """[..., n]: who acts; next, also who is cut off and would have gone on."""
-        return own["next_active"] | own["truncated"] if prefix else own["active"]
+    def judge(self, observation: Tensor, action: Tensor, acting: Tensor, cut: Tensor | None = None) -> Tensor:
+        """Q [..., n] of observations [..., n, *shape] and actions of those who are `acting` [..., n]. Who has been `cut` off is seen by those
+        only who were cut off with it: the others go on without it."""
+        lead = acting.dim()
+        seen = observation.flatten(lead) if observation.dim() > lead else observation.unsqueeze(-1)
+        each = torch.cat([seen, encoded(self.distribution, action, observation)], -1) * acting.unsqueeze(-1)
+        rows = inward(each)
+        if cut is None:
+            heard = self.hear(rows)
+        else:
+            own = inward(cut.unsqueeze(-1).to(each))  # [n, samples, 1]
+            heard = self.hear(torch.cat([rows, own], -1))
+            heard = heard[..., :-1] * (heard[..., -1:] <= own.unsqueeze(1))
+        x = torch.cat([rows, side_by_side(heard)], -1)
+        return self.network(x.movedim(0, -2).reshape(*each.shape[:-1], -1)).squeeze(-1)
 
     def hear(self, x: Tensor) -> Tensor:
         """x [n, …] of everybody within κ hops [n, K, …]."""
+        return self.connected.gather(x)
+
+    def heard_by(self, x: Tensor) -> Tensor:
+        """x [n, …] of everybody whose critic sees an agent [n, J, …], J at most; zeros where there are fewer."""
+        return self.connected.reverse.gather(x)
+
+    @property
+    def connected(self) -> LocalMessages:
         if self.neighbors is None:
             raise RuntimeError(
                 f"{len(self.group.agents)} agents here have neighbors elsewhere: set `neighbors` to what reaches them"
             )
-        return self.neighbors.gather(x)
+        return self.neighbors
 
 
 def flat_size(group: GroupSpec) -> int:

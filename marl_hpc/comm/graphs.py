@@ -6,6 +6,7 @@ One idea: who has which agent is a table [N] that every rank knows, and each exc
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -74,13 +75,18 @@ class Messages(LocalMessages):
         rank's, in the order in which they are gathered for; default: that of a plan for this adjacency."""
         plan = ExchangePlan((adjacency != 0).astype(float), owners, rank)
         agents = plan.agents if agents is None else agents
-        self.plan, self.transport, self.order = plan, transport, order_of(agents, plan)
+        self.adjacency, self.plan, self.transport, self.order = adjacency, plan, transport, order_of(agents, plan)
         row = plan.places.copy()  # of each agent, in what `reach` gives
         row[agents] = np.arange(len(agents))
         everybodys = neighbor_table(np.stack(adjacency.nonzero(), 1), len(row))
         heard = everybodys[agents]  # as wide as that of the agent with the most neighbors, wherever it is
         super().__init__(np.where(heard >= 0, row[heard], -1))
         self.agents = agents
+
+    @cached_property
+    def reverse(self) -> Messages:
+        """Of the same agents, by the same transport."""
+        return Messages(self.adjacency.T.tocsr(), self.plan.owners, self.plan.rank, self.transport, self.agents)
 
     def reach(self, x: Tensor) -> Tensor:
         if self.order is None:

@@ -1,7 +1,8 @@
 """Environments, stepped in batches. `make` is the one entry; `ENVS` maps names to functions, and a name with a colon is imported.
 
 An environment is a function that returns a PettingZoo environment, parallel or turn-based (AEC), or an `EnvBatch` when it takes
-`copies` and `groups` itself because it is vectorized. May import compiled games, types and config only, besides third-party packages.
+`copies` and `groups` itself because it is vectorized. PettingZoo environments may have an attribute `edges`, pairs of agents: who are
+neighbors under paradigm=networked (see `envs.edges`). May import compiled games, types and config only, besides third-party packages.
 """
 
 from __future__ import annotations

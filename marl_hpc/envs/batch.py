@@ -7,13 +7,13 @@ from __future__ import annotations
 
 import importlib.metadata
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 from pettingzoo import AECEnv, ParallelEnv
 
-from marl_hpc.config import ConfigError
+from marl_hpc.envs.edges import edges_of
 from marl_hpc.envs.grouping import group_agents, padding
 from marl_hpc.envs.spaces import action_space, decoder, encoding, flat_mask
 from marl_hpc.types import EnvSpec, GroupSpec, Seen, Step
@@ -66,7 +66,7 @@ class PettingZooBatch:
             state_shape=shape,
             state_from="environment" if self._own_state else "observations",
             turn_based=turn_based,
-            edges=edges_of(name, first, agents, specs),
+            edges=edges_of(name, first, [agent for group in specs for agent in group.agents]),
         )
         self.copies = len(envs)
         self.envs = envs
@@ -145,25 +145,6 @@ def number(reward: Any, agent: Any, name: str) -> float:
         return float(np.asarray(reward, np.float64).reshape(()))
     except (TypeError, ValueError) as error:
         raise ValueError(f"{name}: the reward of {agent} is {reward!r}; expected a number") from error
-
-
-def edges_of(name: str, env: Any, agents: Sequence[Any], groups: Sequence[GroupSpec]) -> np.ndarray | None:
-    """[E, 2] places among the agents of all groups: who is whose neighbor, where the environment says so by an attribute `edges`, pairs of
-    agents by name or by their places in `possible_agents`. Raises ConfigError for pairs of anything else."""
-    given = getattr(getattr(env, "unwrapped", env), "edges", None)
-    if given is None:
-        return None
-    order = {agent: i for i, agent in enumerate(agent for group in groups for agent in group.agents)}
-    known = dict(order) | {i: order[agent] for i, agent in enumerate(agents)}
-    pairs = []
-    for pair in given:
-        ends = [end.item() if isinstance(end, np.generic) else end for end in pair]
-        if len(ends) != 2 or not all(end in known for end in ends):
-            raise ConfigError(
-                f"env={name}: its `edges` have {pair!r}, expected pairs of agents, by name or place, of: {', '.join(map(str, agents))}"
-            )
-        pairs.append([known[end] for end in ends])
-    return np.array(pairs, np.int64).reshape(-1, 2)
 
 
 def has_state(env: Any) -> bool:

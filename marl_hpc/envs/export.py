@@ -15,12 +15,15 @@ from marl_hpc.types import ActionSpace, EnvBatch, GroupSpec, Seen
 
 
 class ExportedEnv(ParallelEnv):
-    """What `to_pettingzoo` returns; `batch` is the environment behind it, with all that it has besides (`edges`, say)."""
+    """What `to_pettingzoo` returns; `batch` is the environment behind it, with all that it has besides. Where agents have neighbors, `edges`
+    are pairs of their names."""
 
     def __init__(self, batch: EnvBatch) -> None:
         self.batch = batch
         self.metadata = {"name": batch.spec.name, "render_modes": []}
         self.possible_agents = list(batch.spec.agents)
+        edges = batch.spec.edges
+        self.edges = None if edges is None else [(self.possible_agents[i], self.possible_agents[j]) for i, j in edges]
         self.agents: list[str] = []
         self.render_mode = None
         self._place = {agent: (group, i) for group in batch.spec.groups for i, agent in enumerate(group.agents)}

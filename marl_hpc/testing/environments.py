@@ -42,6 +42,7 @@ def env_contract(make: Callable[[int], EnvBatch], steps: int = 200, *, seed: int
     _same(first, _Game(env, seed).play(steps), "the same environment, reset with the same seeds again,")
     other = make(3)
     _require(other.spec == spec, f"make gave another spec the second time: {other.spec} instead of {spec}")
+    _require(np.array_equal(_edges(other), _edges(env)), "make gave other edges the second time; draw them by a seed of their own")
     _same(first, _Game(other, seed).play(steps), "another environment with the same seeds")
     for copy in (0, 2) if independent else ():
         alone = make(1)
@@ -252,6 +253,10 @@ def random_actions(space: ActionSpace, mask: np.ndarray, random: np.random.Gener
     parts = np.split(np.where(mask, drawn, -1), np.cumsum(space.choices)[:-1], -1)
     chosen = np.stack([part.argmax(-1) for part in parts], -1)
     return chosen[:, 0] if space.kind == "discrete" else chosen
+
+
+def _edges(env: EnvBatch) -> np.ndarray:
+    return np.empty((0, 2), int) if env.spec.edges is None else env.spec.edges
 
 
 def _require(holds: bool, text: str) -> None:

@@ -10,13 +10,14 @@ from pettingzoo import AECEnv, ParallelEnv
 
 
 class Board(ParallelEnv):
-    """Two kinds of agents, `x_…` and `y_…`. `x_1` leaves early, `y_1` comes late. `masked`: choices come and go, given in info."""
+    """Two kinds of agents, `x_…` and `y_…`. `x_1` leaves early, `y_1` comes late. `masked`: choices come and go, given in info; `edges`:
+    who may talk to whom."""
 
     metadata = {"name": "board"}
 
-    def __init__(self, kind: str = "discrete", masked: bool = False, length: int = 7) -> None:
+    def __init__(self, kind: str = "discrete", masked: bool = False, length: int = 7, edges: Any = None) -> None:
         self.possible_agents = ["x_0", "x_1", "y_0", "y_1"]
-        self.kind, self.masked, self.length = kind, masked, length
+        self.kind, self.masked, self.length, self.edges = kind, masked, length, edges
         self.agents: list[str] = []
 
     def observation_space(self, agent: str) -> Any:
@@ -69,38 +70,6 @@ def sizes_of(space: Any) -> list[int]:
 
 def board(**options: Any) -> Board:
     return Board(**options)
-
-
-class Street(ParallelEnv):
-    """Six houses, `h_0` to `h_5`; `edges` says who is whose neighbor."""
-
-    metadata = {"name": "street"}
-
-    def __init__(self, edges: Any) -> None:
-        self.possible_agents = [f"h_{i}" for i in range(6)]
-        self.edges, self.agents = edges, []
-
-    def observation_space(self, agent: str) -> Any:
-        return spaces.Box(-1.0, 1.0, (2,))
-
-    def action_space(self, agent: str) -> Any:
-        return spaces.Discrete(2)
-
-    def reset(self, seed: int | None = None, options: Any = None) -> tuple[dict[str, Any], dict[str, Any]]:
-        self.agents, self.time = list(self.possible_agents), 0
-        return {agent: np.zeros(2, np.float32) for agent in self.agents}, {agent: {} for agent in self.agents}
-
-    def step(self, actions: dict[str, Any]) -> Any:
-        self.time += 1
-        seen = {agent: np.full(2, self.time / 10, np.float32) for agent in actions}
-        rewards = {agent: float(action) for agent, action in actions.items()}
-        over = dict.fromkeys(actions, self.time == 10)
-        self.agents = [] if self.time == 10 else self.agents
-        return seen, rewards, dict.fromkeys(actions, False), over, {agent: {} for agent in actions}
-
-
-def street(edges: Any) -> Street:
-    return Street(edges)
 
 
 class Relay(AECEnv):

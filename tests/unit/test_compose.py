@@ -52,6 +52,15 @@ def test_env_and_algorithm_sections_take_any_key():
     assert compose(["env.name=my_module:make", "env.size=3"]).env == {"name": "my_module:make", "size": 3}
 
 
+def test_options_of_a_topology_are_given_one_by_one_or_together():
+    run = ["paradigm=networked", "topology=erdos_renyi"]
+    assert compose([*run, "topology.options.degree=5"]).topology.options == {"degree": 5}
+    assert compose([*run, "topology.options.degree=5", "topology.options.seed=2"]).topology.options == {"degree": 5, "seed": 2}
+    both = compose([*run, "topology.options={degree: 5}", "topology.options.seed=2"])
+    assert both == compose([*run, "topology.options={degree: 5, seed: 2}"])
+    assert from_record(asdict(both)) == both
+
+
 def test_groups_are_a_word_or_a_mapping():
     assert compose(["groups=separate"]).groups == "separate"
     assert compose(["groups={agent_0: a, agent_1: b}"]).groups == {"agent_0": "a", "agent_1": "b"}
@@ -63,6 +72,8 @@ def test_groups_are_a_word_or_a_mapping():
         ("rolout.envs=3", ["rolout", "rollout"]),
         ("rollout.env=3", ["rollout.env", "fragment"]),
         ("sede=1", ["sede", "seed"]),
+        ("topology.optoins.degree=5", ["topology.optoins", "'options'"]),
+        ("topology.options.degree.much=5", ["topology.options.degree.much", "unknown key"]),
         ("groups.agent_0=a", ["agent_0"]),
         ("rollout.envs=abc", ["rollout.envs", "abc", "Integer"]),
         ("rollout.envs=1.5", ["rollout.envs", "1.5"]),

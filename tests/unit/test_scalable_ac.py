@@ -40,25 +40,30 @@ def algorithm_of(graph, actions=2, mask=False, **options):
     return algorithm
 
 
+TREE = topology.from_edges([(0, 1), (1, 2), (2, 3), (3, 4), (1, 5)])
+ONE_WAY = topology.from_edges([(0, 1), (1, 2), (2, 3), (3, 4), (4, 0), (1, 5), (5, 4), (0, 4)], directed=True)
+
+
 @pytest.mark.parametrize("kappa", [1, 2, 5])
-def test_critics_see_and_policies_answer_for_those_within_kappa_hops(kappa):
-    graph = topology.from_edges([(0, 1), (1, 2), (2, 3), (3, 4), (1, 5)])
+@pytest.mark.parametrize("graph", [TREE, ONE_WAY], ids=["tree", "one way"])
+def test_critics_see_those_within_kappa_hops_and_policies_answer_for_the_critics_that_see_them(graph, kappa):
     algorithm, n, actions = algorithm_of(graph, 3, True, kappa=kappa), 6, 3
-    batch = batch_of(algorithm.interface, 4, 2)
+    batch = batch_of(algorithm.interface, 6, 2, ends=0.3)
+    active = batch["g/active"].numpy()
+    assert (active.any(-1) & ~active.all(-1)).any()  # somebody is no longer there
     near = shortest_path(graph.adjacency) <= kappa
-    most, worth = near.sum(1).max() - 1, np.zeros((4, 2, n))
+    most, worth = near.sum(1).max() - 1, np.zeros((6, 2, n))
     layers = [layer.detach().numpy() for layer in algorithm.critic.network.layers()]
     x = torch.cat([batch["g/observation"], torch.nn.functional.one_hot(batch["g/action"], actions)], -1)
-    x = (x * batch["g/active"][..., None]).numpy()
+    x = x.numpy() * active[..., None]
     for i in range(n):
         others = [j for j in np.flatnonzero(near[i]) if j != i]
-        seen = np.concatenate([x[..., j, :] for j in [i, *others]] + [np.zeros((4, 2, 3 + actions))] * (most - len(others)), -1)
+        seen = np.concatenate([x[..., j, :] for j in [i, *others]] + [np.zeros((6, 2, 3 + actions))] * (most - len(others)), -1)
         hidden = np.tanh(seen @ layers[0][i] + layers[1][i, 0])
         worth[..., i] = (hidden @ layers[2][i] + layers[3][i, 0])[..., 0]
     found = algorithm.with_advantages(algorithm.with_next_actions(batch, 0))
     np.testing.assert_allclose(found["old_value"].numpy(), worth, atol=1e-12)
-    expected = (worth * batch["g/active"].numpy()) @ near.T / n  # critics of those whose episodes have ended expect nothing
-    np.testing.assert_allclose(found["advantage"].numpy(), expected, atol=1e-12)
+    np.testing.assert_allclose(found["advantage"].numpy(), (worth * active) @ near / n, atol=1e-12)
 
 
 def test_targets_are_sarsas():
@@ -75,31 +80,40 @@ def test_targets_are_sarsas():
     torch.testing.assert_close(found["target"], batch["g/reward"] + 0.9 * following)
 
 
-@pytest.mark.parametrize("cut_off", [False, True])
-def test_after_the_last_step_who_has_ended_is_no_longer_seen_and_who_was_cut_off_is(cut_off):
-    graph = topology.from_edges([(0, 1), (1, 2)])
-    algorithm = algorithm_of(graph, kappa=1)
-    batch = batch_of(algorithm.interface, 3, 2, ends=0.0)
-    batch["g/next_active"][:] = True
-    batch["g/next_active"][-1, :, 1] = False
-    batch["g/truncated" if cut_off else "g/terminated"][-1, :, 1] = True
+def test_the_next_step_is_judged_by_who_acts_in_it():
+    """In a fragment's last step, and where an agent is cut off: then it sees those who go on or are cut off with it, as if it had gone on
+    too. Whoever terminates isn't seen, and who is cut off is no longer seen by those who go on."""
+    graph = topology.from_edges([(0, 1), (1, 2), (2, 3)])
+    algorithm, n = algorithm_of(graph, kappa=1, gamma=0.9), 4
+    batch = batch_of(algorithm.interface, 5, 40, ends=0.3)
+    alone = batch["g/terminated"] & (torch.rand(5, 40, n, generator=torch.Generator().manual_seed(0)) < 0.5)
+    batch["g/truncated"] |= alone  # cut off though others go on
+    batch["g/terminated"] &= ~alone
     batch = algorithm.with_next_actions(batch, 0)
-    last = {name: x[-1] for name, x in batch.items()}
-
-    def after(seen):
-        with torch.no_grad():
-            return algorithm.critic.after({**last, "g/next_observation": seen}, torch.zeros(0))[:, [0, 2]]
-
-    seen = last["g/next_observation"]
-    changed = seen.clone()
-    changed[:, 1] += 1.0
-    assert torch.equal(after(seen), after(changed)) != cut_off
-
-
-def test_directed_graphs_are_refused():
-    graph = topology.from_edges([(0, 1), (1, 2), (2, 0)], directed=True)
-    with pytest.raises(ConfigError, match="agent 0 hears agent 1, which doesn't hear it"):
-        ScalableAC.check(ScalableACConfig(), interface_of(graph), 10)
+    found = algorithm.with_advantages(batch)
+    layers = [layer.detach().numpy() for layer in algorithm.critic.network.layers()]
+    features = {}
+    for prefix in ("", "next_"):
+        chosen = torch.nn.functional.one_hot(batch[f"g/{prefix}action"], 2)
+        features[prefix] = torch.cat([batch[f"g/{prefix}observation"], chosen], -1).numpy()
+    own = {name.removeprefix("g/"): x.numpy() for name, x in batch.items()}
+    compared = {"last": 0, "cut off": 0, "someone else isn't seen": 0}
+    for t, b, i in np.argwhere(own["active"]):
+        going_on, cut = own["next_active"][t, b], own["truncated"][t, b]
+        if t < 4 and going_on[i]:
+            rows, there = features[""][t + 1, b], own["active"][t + 1, b]
+        else:
+            rows, there = features["next_"][t, b], going_on | (cut & cut[i])
+            hidden = any(own["active"][t, b, j] and not there[j] for j in (i - 1, i + 1) if 0 <= j < n)
+            compared["last"] += going_on[i]
+            compared["cut off"] += cut[i]
+            compared["someone else isn't seen"] += hidden and not own["terminated"][t, b, i]
+        seen = [rows[j] * there[j] for j in (i, i - 1, i + 1) if 0 <= j < n]
+        x = np.concatenate([*seen, np.zeros(5 * (3 - len(seen)))])
+        following = np.tanh(x @ layers[0][i] + layers[1][i, 0]) @ layers[2][i] + layers[3][i, 0]
+        expected = own["reward"][t, b, i] + 0.9 * following[0] * (not own["terminated"][t, b, i])
+        np.testing.assert_allclose(found["target"][t, b, i].numpy(), expected, atol=1e-12)
+    assert min(compared.values()) > 10
 
 
 def expected_gradient(algorithm, rewards, observation):
@@ -159,6 +173,18 @@ def test_rewards_that_depend_on_neighbors_alone_need_no_more_than_one_hop():
     torch.testing.assert_close(estimated_gradient(near, rewards, observation), expected_gradient(near, rewards, observation))
 
 
+def test_who_is_seen_one_way_answers_for_those_who_see_it():
+    """On a cycle where each reward depends on the agent itself and on whom it sees: one hop is enough, and no other three terms are."""
+    graph = topology.from_edges([(0, 1), (1, 2), (2, 0)], directed=True)
+    random = np.random.default_rng(2)
+    rewards, observation = np.zeros((2, 2, 2, 3)), torch.from_numpy(random.normal(size=(3, 3)))
+    rewards[..., 0] = random.normal(size=(2, 2, 1))
+    rewards[..., 1] = random.normal(size=(1, 2, 2))
+    rewards[..., 2] = random.normal(size=(2, 1, 2))
+    near = algorithm_of(graph, kappa=1)
+    torch.testing.assert_close(estimated_gradient(near, rewards, observation), expected_gradient(near, rewards, observation))
+
+
 @pytest.mark.parametrize(
     ("override", "said"),
     [
@@ -173,6 +199,12 @@ def test_rewards_that_depend_on_neighbors_alone_need_no_more_than_one_hop():
 def test_what_it_cant_do_is_refused(override, said):
     config = compose([*RUN, override])
     with pytest.raises(ConfigError, match=said):
+        paradigms.plan(config, make_env(config, 1).spec)
+
+
+def test_agents_that_take_turns_are_refused():
+    config = compose(["env=classic/tictactoe", "topology=ring", *RUN[1:]])
+    with pytest.raises(ConfigError, match="agents act at once"):
         paradigms.plan(config, make_env(config, 1).spec)
 
 

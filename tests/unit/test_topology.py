@@ -131,7 +131,12 @@ def test_topologies_are_made_by_name_for_the_agents_there_are():
     ("name", "options", "said"),
     [
         ("rign", {}, "unknown topology 'rign'; did you mean 'ring'?"),
-        ("ring", {"degree": 3}, "topology 'ring' has no option 'degree'; it takes n"),
+        ("ring", {"degree": 3}, "topology 'ring' has no option 'degree'; it takes none"),
+        ("erdos_renyi", {"probability": 0.2}, "topology 'erdos_renyi' has no option 'probability'; it takes degree, seed"),
+        ("random_geometric", {"degre": 5}, "has no option 'degre'; did you mean 'degree'? it takes degree, seed"),
+        ("ring", {"n": 8}, "topology 'ring' has no option 'n'; it takes none"),  # there are as many agents as the environment has
+        ("grid", {"rows": 2}, "topology 'grid' can't be made with {'rows': 2}: grid() missing"),
+        ("erdos_renyi", {"degree": "much"}, "can't be made with {'n': 8, 'degree': 'much'}: unsupported"),
         ("nowhere:ring", {}, "can't be imported"),
         ("torus", {"rows": 2, "columns": 3}, "has 6 agents, but the environment has 8"),
     ],

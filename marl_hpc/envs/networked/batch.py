@@ -10,6 +10,7 @@ import numpy as np
 from gymnasium import spaces
 
 from marl_hpc.config import ConfigError
+from marl_hpc.envs.edges import each_once
 from marl_hpc.envs.vectorized import VectorizedBatch, box, release
 
 Groups = str | Mapping[str, str]
@@ -34,10 +35,7 @@ class NetworkedBatch(VectorizedBatch):
         super().__init__(name, f"{release()} {name}", copies, agents, groups, **options)
         place = np.empty(n, int)
         place[np.concatenate(list(self._rows.values()))] = np.arange(n)
-        low, high = np.sort(place[edges.reshape(-1, 2)], axis=1).T
-        code = np.sort(low * n + high)
-        code = code[np.diff(code, prepend=-1) > 0]  # several times as fast as np.unique
-        self.edges = np.stack([code // n, code % n], 1)
+        self.edges = each_once(place[edges], n)
         self.spec = replace(self.spec, edges=self.edges)
 
 
