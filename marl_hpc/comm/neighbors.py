@@ -13,6 +13,7 @@ import platform
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
 import torch
 import torch.distributed as dist
 from torch import Tensor
@@ -105,6 +106,11 @@ def neighbor_allreduce(
     `columns` only those of x [n, P] are mixed. `rounds`: mix so many times. `async_op`: returns a `Handle` at once, to `wait` for the
     result; x may be written meanwhile. `transport`: see `choose_transport`, which is asked where none is given. All ranks of the plan
     must call it alike. Raises ValueError where x doesn't fit the plan, PeerLost naming a neighbor rank that is gone or late.
+
+    Weights that change from round to round have a plan each, made once, and one transport for all of them:
+
+        plans = ExchangePlan.in_turn([uniform(graph) for graph in one_peer_exponential(n)], owners, rank)
+        x = neighbor_allreduce(x, plans[t % len(plans)], transport=transport)
     """
     n = len(plan.agents)
     if x.shape[:1] != (n,):
@@ -214,7 +220,14 @@ def neighbor_mix(x: Tensor, plan: ExchangePlan, transport: PointToPoint | Nobody
 
 
 def hierarchical(x: Tensor, plans: Sequence[ExchangePlan], *, transports: Sequence[Transport | None] | None = None) -> Tensor:
-    """Mix by several plans, one after another: inside nodes, then between them."""
+    """Mix by several plans, one after another: inside nodes, then between them, each by its own transport.
+
+    x [n, …] in the order of `plan.agents`, which `ExchangePlan.in_turn` makes the same for all of them; returns a tensor like it. Raises
+    ValueError where it isn't the same.
+    """
+    for plan in plans[1:]:
+        if not np.array_equal(plan.agents, plans[0].agents):
+            raise ValueError("plans that are used in turn order their rows differently; make them together by ExchangePlan.in_turn")
     for plan, transport in zip(plans, transports or [None] * len(plans), strict=True):
         x = neighbor_allreduce(x, plan, transport=transport)
     return x
