@@ -14,8 +14,8 @@ from marl_hpc.comm.transports import PointToPoint, SharedMemory
 
 
 def values(agents, width, dtype=torch.float32):
-    """[N, P] with a mean of about 1."""
-    return torch.randn(agents, width, generator=torch.Generator().manual_seed(2), dtype=dtype) + 1
+    """[N, P], standard normal."""
+    return torch.randn(agents, width, generator=torch.Generator().manual_seed(2), dtype=dtype)
 
 
 def whole(parts):
@@ -46,11 +46,11 @@ def after(moments, weights, kind, width, dtype):
 
 @pytest.mark.parametrize("kind", [SharedMemory, PointToPoint])
 def test_a_thousand_steps_keep_the_mean_over_all_agents(kind):
-    weights = topology.metropolis_hastings(topology.random_geometric(120, 16))
+    weights = topology.metropolis_hastings(topology.torus(12, 10))
     mean = values(120, 16).double().mean(0).numpy()
     (late,) = after([1000], weights, kind, 16, torch.float32)
     assert np.abs(late.astype(np.float64).mean(0) - mean).max() <= 1e-6
-    assert np.ptp(late, axis=0).max() < 1e-3  # mixing took place: rows began some units apart
+    assert np.ptp(late, axis=0).max() < 1e-4  # mixing took place: rows began some units apart
 
 
 RATES = {  # closed forms: eigenvalues of circulant matrices; moments late enough that only the slowest mode is left, and above rounding
