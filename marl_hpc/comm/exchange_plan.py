@@ -88,7 +88,7 @@ class ExchangePlan:
         ]  # [n, N]; summed in the order of agents whatever their ranks, so all layouts agree in bits
         self._matrices: dict[Any, Tensor] = {}
         self.mixings: dict[Any, list[Any]] = {}  # buffers that have been made for it, see `neighbors`
-        self.chosen: Any = None  # its transport
+        self.chosen: dict[str, Any] = {}  # its transport, by the type of device
 
     @classmethod
     def in_turn(cls, weights: Sequence[Any], owners: Any, rank: int) -> list[ExchangePlan]:
@@ -131,20 +131,24 @@ class ExchangePlan:
         places[self.halo] = len(self.agents) + np.arange(len(self.halo))
         return places
 
-    def matrix(
-        self, rows: slice, dtype: torch.dtype, device: Any = "cpu", places: np.ndarray | None = None, size: int = 0
-    ) -> Tensor:
-        """Sparse CSR [rows, `size`]: the weights of some of this rank's rows over a buffer's, this plan's own where no other `places`
-        [N] and `size` are given."""
-        key = (rows.start, rows.stop, dtype, str(device), None if places is None else id(places))
+    @property
+    def places_among_all(self) -> np.ndarray:
+        """[N]: where an agent's row is among all agents', rank by rank."""
+        return np.cumsum(np.r_[0, self.counts])[self.owners] + self.place
+
+    def matrix(self, rows: slice, dtype: torch.dtype, device: Any = "cpu", *, everybodys: bool = False) -> Tensor:
+        """Sparse CSR [rows, columns]: the weights of some of this rank's rows over those of its buffer, or, with `everybodys`, over all
+        agents' rows [N], rank by rank in the order of each rank's plan."""
+        key = (rows.start, rows.stop, dtype, str(device), everybodys)
         if key not in self._matrices:
             part = self.weights[rows]
-            columns = (self.places if places is None else places)[part.indices]
+            columns = (self.places_among_all if everybodys else self.places)[part.indices]
             with warnings.catch_warnings():
                 warnings.filterwarnings("ignore", message="Sparse (CSR|invariant)")
                 self._matrices[key] = torch.sparse_csr_tensor(
                     torch.from_numpy(part.indptr.astype(np.int32)), torch.from_numpy(columns.astype(np.int32)),
-                    torch.from_numpy(part.data).to(dtype), (part.shape[0], size or self.rows), check_invariants=False,
+                    torch.from_numpy(part.data).to(dtype), (part.shape[0], len(self.owners) if everybodys else self.rows),
+                    check_invariants=False,
                 ).to(device)  # fmt: skip
         return self._matrices[key]
 

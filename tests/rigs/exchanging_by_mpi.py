@@ -12,12 +12,12 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from rigs.graphs import random_weights
 
 from marl_hpc.comm.exchange_plan import ExchangePlan
 from marl_hpc.comm.neighbors import Mixing, neighbor_allreduce
 from marl_hpc.comm.peers import PeerLost
 from marl_hpc.comm.transports import Mpi
+from rigs.graphs import random_weights
 
 AGENTS, STEPS, WIDTHS = 60, 5, (33, 4)
 
