@@ -64,7 +64,7 @@ class Mixing:
             raise PeerLost(
                 f"{self.transport.lost}; ranks may be at different steps: start again with a new transport and new plans"
             )
-        with self._noting_who_is_lost():
+        with self._noting_failure():
             self.finish_exchange = self.transport.begin(self.plan, self.buffers, self.turn)
         self._mix(*self.weights[0])
 
@@ -73,7 +73,7 @@ class Mixing:
         if self.finish_exchange is None:
             raise RuntimeError("no exchange is under way; start one first")
         finish, self.finish_exchange = self.finish_exchange, None
-        with self._noting_who_is_lost():
+        with self._noting_failure():
             finish()
         self._mix(*self.weights[1])
         self.turn = 1 - self.turn
@@ -87,11 +87,11 @@ class Mixing:
         return self.rows
 
     @contextlib.contextmanager
-    def _noting_who_is_lost(self) -> Iterator[None]:
+    def _noting_failure(self) -> Iterator[None]:
         try:
             yield
-        except PeerLost as error:
-            self.transport.lost = str(error)
+        except BaseException as error:  # whatever it was, what neighbors did meanwhile isn't known
+            self.transport.lost = str(error) or type(error).__name__
             raise
 
     def _mix(self, rows: slice, weights: Tensor) -> None:
@@ -163,16 +163,16 @@ def neighbor_allreduce(
 
 def mixing_of(plan: ExchangePlan, transport: Transport | None, width: int, like: Tensor) -> Mixing:
     """A mixing of this plan that is free, made where there is none yet."""
-    if transport is None:
-        if like.device.type not in plan.chosen:
-            plan.chosen[like.device.type] = choose_transport(plan, like.device)
-        transport = plan.chosen[like.device.type]
-    key = (id(transport), width, like.dtype, like.device)
+    kind = like.device.type
+    if transport is None and kind not in plan.chosen:
+        plan.chosen[kind] = choose_transport(plan, like.device)
+    by: Transport = plan.chosen[kind] if transport is None else transport
+    key = (id(by), width, like.dtype, like.device)
     waiting = plan.mixings.setdefault(key, [])
     for mixing in waiting:
         if mixing.finish_exchange is None:
             return mixing
-    waiting.append(Mixing(plan, transport, width, like.dtype, like.device))
+    waiting.append(Mixing(plan, by, width, like.dtype, like.device))
     return waiting[-1]
 
 
