@@ -1,17 +1,20 @@
 """What does mixing with graph neighbors cost, beside a memory copy of the same bytes and beside what others do instead?
 
-    python benchmarks/neighbor_allreduce.py [--ranks 1 2 4] [--most 2000000000]
+    python benchmarks/neighbor_allreduce.py [--ranks 1 2 4] [--agents 1000 10000 …] [--widths 64 1000 …] [--most 1.1e9]
 
 Agents of a torus or a random geometric graph (reverse Cuthill-McKee order) mix P float32 numbers each by Metropolis weights, over ranks
 of one host, by every transport. In the same run, on the same ranks: a copy of the same bytes in memory (the floor), a global all-reduce,
-an all-gather and then the mixing, one message an edge for each agent's whole row (a dense neighbor all-gather, BlueFog's algorithm), and
-MPI's Neighbor_alltoallv with the same plan. Each number is the median over repetitions of the slowest rank, in milliseconds; all ways
-that mix are checked against W X. Sizes beyond --most bytes a run are left out. Written to benchmarks/results/neighbor_allreduce.json.
+an all-gather and then the mixing, one message an edge for an agent's whole row into a place of its own (a dense neighbor all-gather,
+BlueFog's algorithm), and MPI's Neighbor_alltoallv with the same plan. Times are medians over repetitions of the slowest rank, in
+milliseconds, with the least and the most; memory is what all ranks hold more after a step than before they had rows, in parameters and
+halo; all ways that mix are checked against W X. Sizes beyond --most bytes are left out. At the end stands a table of what is claimed of
+it, in how many cases it held and how far the worst was off. Written to benchmarks/results/neighbor_allreduce.json, or to --out.
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import os
 import statistics
@@ -20,6 +23,7 @@ import sys
 import tempfile
 import time
 import traceback
+import warnings
 from collections.abc import Callable
 from datetime import timedelta
 from pathlib import Path
@@ -39,8 +43,9 @@ from marl_hpc.summary import git_state, versions
 ROOT = Path(__file__).parent.parent
 AGENTS = (1_000, 10_000, 100_000, 1_000_000)
 WIDTHS = (64, 1_000, 10_000)
-DENSE = 2_000  # agents of a rank up to which a message an edge is sent: beyond, it takes minutes
+MESSAGES = 5_000  # of a rank up to which a message an edge is sent: beyond, it takes minutes
 REPEATS = 9
+MEASURABLE = 8e6  # bytes from which memory is reported: below, it is the allocator's
 
 
 def graph_of(name: str, agents: int) -> topology.Graph:
@@ -56,18 +61,44 @@ def graph_of(name: str, agents: int) -> topology.Graph:
     return topology.Graph(adjacency)
 
 
-def median_ms(
-    call: Callable[[], Any], between: Callable[[], Any], slowest: Callable[[float], float], repeats: int = REPEATS
-) -> float:
-    """Of the slowest rank; ranks begin together."""
-    call()
-    taken = []
-    for _ in range(repeats):
-        between()
-        begun = time.perf_counter()
+class Ranks:
+    """What ranks that measure together need, by torch.distributed or by MPI."""
+
+    def __init__(self, ranks: int, communicator: Any) -> None:
+        self.ranks, self.communicator = ranks, communicator
+
+    def barrier(self) -> None:
+        if self.communicator is not None:
+            self.communicator.Barrier()
+        elif self.ranks > 1:
+            dist.barrier()
+
+    def gathered(self, value: float) -> list[float]:
+        """Every rank's."""
+        if self.communicator is not None:
+            return self.communicator.allgather(value)
+        if self.ranks == 1:
+            return [value]
+        values = [torch.zeros(1, dtype=torch.float64) for _ in range(self.ranks)]
+        dist.all_gather(values, torch.tensor([value], dtype=torch.float64))
+        return [float(value) for value in values]
+
+    def times_ms(self, call: Callable[[], Any], repeats: int = REPEATS) -> list[float]:
+        """(median, least, most) of the slowest rank; ranks begin together."""
         call()
-        taken.append(slowest(time.perf_counter() - begun))
-    return 1e3 * statistics.median(taken)
+        taken = []
+        for _ in range(repeats):
+            self.barrier()
+            begun = time.perf_counter()
+            call()
+            taken.append(1e3 * max(self.gathered(time.perf_counter() - begun)))
+        return [statistics.median(taken), min(taken), max(taken)]
+
+    def held_bytes(self) -> float:
+        """By all ranks; what several map counts once."""
+        self.barrier()
+        rollup = Path("/proc/self/smaps_rollup").read_text()
+        return sum(self.gathered(1024.0 * int(next(line for line in rollup.splitlines() if line.startswith("Pss:")).split()[1])))
 
 
 def values_of(agents: np.ndarray, width: int) -> torch.Tensor:
@@ -76,9 +107,10 @@ def values_of(agents: np.ndarray, width: int) -> torch.Tensor:
     return x[:, None] * torch.linspace(0.5, 1.5, width) + 0.25
 
 
-def measure(rank: int, ranks: int, graph: topology.Graph, width: int, communicator: Any) -> dict[str, float]:
-    weights = topology.metropolis_hastings(graph)
-    plan = ExchangePlan(weights, keep(graph, ranks), rank)
+def measure(rank: int, ranks: int, graph: topology.Graph, width: int, communicator: Any) -> dict[str, Any]:
+    """{"ms": {way: (median, least, most)}, "memory": {transport: of parameters and halo}}."""
+    together = Ranks(ranks, communicator)
+    plan = ExchangePlan(topology.metropolis_hastings(graph), keep(graph, ranks), rank)
     n = len(plan.agents)
     start = values_of(plan.agents, width)
     some = np.linspace(0, n - 1, min(n, 200)).astype(int)
@@ -92,76 +124,91 @@ def measure(rank: int, ranks: int, graph: topology.Graph, width: int, communicat
             raise AssertionError(f"{name} differs from W X by {error:.2g}")
 
     if communicator is not None:
-        from mpi4py import MPI
-
-        between, slowest = communicator.Barrier, lambda taken: communicator.allreduce(taken, MPI.MAX)
         transports: dict[str, Any] = {"MPI Neighbor_alltoallv": Mpi(communicator)}
     elif ranks == 1:
-        between, slowest, transports = lambda: None, lambda taken: taken, {"none": Nobody()}
+        transports = {"none": Nobody()}
     else:
-        between = dist.barrier
-
-        def slowest(taken: float) -> float:
-            longest = torch.tensor(taken)
-            dist.all_reduce(longest, dist.ReduceOp.MAX)
-            return float(longest)
-
         transports = {"shared memory": SharedMemory(), "point-to-point": PointToPoint(), "all-to-all": AllToAll()}
-    found: dict[str, float] = {}
+    ms: dict[str, list[float]] = {}
+    memory: dict[str, float] = {}
     target = torch.empty_like(start)
-    found["memory copy"] = median_ms(lambda: target.copy_(start), between, slowest)
+    ms["memory copy"] = together.times_ms(lambda: target.copy_(start))
+    least = sum(together.gathered(4.0 * width * plan.rows))
     for name, transport in transports.items():
+        before = together.held_bytes()
         mixing = Mixing(plan, transport, width)
         mixing.rows.copy_(start)
         check(name, mixing.step())
-        found[name] = median_ms(mixing.step, between, slowest)
-        if name == "none" or name == "shared memory":
-            found["local mixing"] = median_ms(
-                lambda mixing=mixing: [mixing._mix(*part) for part in mixing.weights], between, slowest
-            )
+        mixing.step()  # into the buffer that it began in
+        if least >= MEASURABLE:
+            memory[name] = (together.held_bytes() - before) / least
+        ms[name] = together.times_ms(mixing.step)
+        if name in ("none", "shared memory"):
+            ms["local mixing"] = together.times_ms(lambda mixing=mixing: [mixing._mix(*part) for part in mixing.weights])
+        together.barrier()
         del mixing
     if communicator is None and ranks > 1:
-        found["all-reduce"] = median_ms(lambda: dist.all_reduce(target), between, slowest)
-        sizes = plan.counts.tolist()
-        gathered = [torch.empty(size, width) for size in sizes]
-        order = torch.from_numpy(plan.agents)
-
-        def all_gather_and_mix() -> torch.Tensor:
-            dist.all_gather(gathered, start) if len(set(sizes)) == 1 else [
-                dist.broadcast(start if q == rank else gathered[q], q) for q in range(ranks)
-            ]
-            return torch.mm(whole, torch.cat(gathered))
-
-        places = np.concatenate([[0], np.cumsum(plan.counts)])[plan.owners] + plan.place
-        whole = plan.matrix(slice(0, n), torch.float32, "cpu", places, int(plan.counts.sum()))
-        check("all-gather, then mixing", all_gather_and_mix())
-        found["all-gather, then mixing"] = median_ms(all_gather_and_mix, between, slowest)
-        if n <= DENSE:
-            found["a message an edge"] = median_ms(lambda: message_an_edge(plan, start, order), between, slowest, 5)
-    return found
+        ms["all-reduce"] = together.times_ms(lambda: dist.all_reduce(target))
+        ms["all-gather, then mixing"] = all_gather_and_mix(plan, start, together, check)
+        messages = max(together.gathered(sum(plan.owners[plan.weights.indices] != rank)))
+        if messages <= MESSAGES and max(together.gathered(4.0 * width * plan.weights.nnz)) <= 1e9:
+            by_edges = EdgeByEdge(plan, width)
+            check("a message an edge", by_edges.mix(start))
+            ms["a message an edge"] = together.times_ms(lambda: by_edges.mix(start), 5)
+    return {"ms": ms, "memory": memory}
 
 
-def message_an_edge(plan: ExchangePlan, start: torch.Tensor, order: torch.Tensor) -> torch.Tensor:
-    """Every agent sends its whole row along every edge, and adds up what comes: one agent a process, but for those that share one."""
-    local = {int(agent): i for i, agent in enumerate(order)}
-    out, inbox, works = torch.empty_like(start), {}, []
-    reads = plan.weights
-    for i in range(len(order)):
-        for j in reads.indices[reads.indptr[i] : reads.indptr[i + 1]]:
-            if int(j) not in local:
-                inbox[i, int(j)] = torch.empty(start.shape[1])
-                works.append(dist.irecv(inbox[i, int(j)], int(plan.owners[j]), tag=int(order[i]) * 2048 + int(j) % 2048))
-    for i in range(len(order)):  # undirected: who reads i is read by it
-        for j in reads.indices[reads.indptr[i] : reads.indptr[i + 1]]:
-            if int(j) not in local:
-                works.append(dist.isend(start[i], int(plan.owners[j]), tag=int(j) * 2048 + int(order[i]) % 2048))
-    for work in works:
-        work.wait()
-    for i in range(len(order)):
-        row = slice(reads.indptr[i], reads.indptr[i + 1])
-        rows = [start[local[int(j)]] if int(j) in local else inbox[i, int(j)] for j in reads.indices[row]]
-        out[i] = torch.from_numpy(reads.data[row]).float() @ torch.stack(rows)
-    return out
+def all_gather_and_mix(
+    plan: ExchangePlan, start: torch.Tensor, together: Ranks, check: Callable[[str, torch.Tensor], None]
+) -> list[float]:
+    gathered = [torch.empty(int(size), start.shape[1]) for size in plan.counts]
+    whole = plan.matrix(slice(0, len(start)), torch.float32, everybodys=True)
+
+    def mix() -> torch.Tensor:
+        if len(set(plan.counts.tolist())) == 1:
+            dist.all_gather(gathered, start)
+        else:
+            for q in range(len(plan.counts)):
+                dist.broadcast(start if q == plan.rank else gathered[q], q)
+            gathered[plan.rank] = start
+        return torch.mm(whole, torch.cat(gathered))
+
+    check("all-gather, then mixing", mix())
+    return together.times_ms(mix)
+
+
+class EdgeByEdge:
+    """Each edge brings its row into a place of its own, from another rank by a message of its own; then rows are summed."""
+
+    def __init__(self, plan: ExchangePlan, width: int) -> None:
+        weights, owners = plan.weights, plan.owners
+        reader = plan.agents[np.repeat(np.arange(len(plan.agents)), np.diff(weights.indptr))]
+        own = owners[weights.indices] == plan.rank
+        self.inbox = torch.empty(weights.nnz, width)  # in-degree times the rows
+        self.local = torch.from_numpy(np.flatnonzero(own)), torch.from_numpy(plan.places[weights.indices[own]])
+        crossing = np.flatnonzero(~own)
+        # both ends go through their edges (reader, read) in one order, so that a message needs no tag; edges are undirected
+        arriving = crossing[np.lexsort((weights.indices[crossing], reader[crossing]))]
+        self.arriving = [(int(edge), int(owners[weights.indices[edge]])) for edge in arriving]
+        leaving = crossing[np.lexsort((reader[crossing], weights.indices[crossing]))]
+        self.leaving = [(int(plan.places[reader[edge]]), int(owners[weights.indices[edge]])) for edge in leaving]
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message="Sparse (CSR|invariant)")
+            self.sums = torch.sparse_csr_tensor(
+                torch.from_numpy(weights.indptr.astype(np.int32)), torch.arange(weights.nnz, dtype=torch.int32),
+                torch.from_numpy(weights.data).float(), (len(plan.agents), weights.nnz), check_invariants=False,
+            )  # fmt: skip
+        self.out = torch.empty(len(plan.agents), width)
+
+    def mix(self, x: torch.Tensor) -> torch.Tensor:
+        works = [dist.irecv(self.inbox[edge], owner) for edge, owner in self.arriving]
+        works += [dist.isend(x[row], reader) for row, reader in self.leaving]
+        places, rows = self.local
+        self.inbox.index_copy_(0, places, x.index_select(0, rows))
+        for work in works:
+            assert work is not None
+            work.wait()
+        return torch.addmm(self.out, self.sums, self.inbox, beta=0, out=self.out)
 
 
 def work(rank: int, ranks: int, cases: list[tuple[str, int, int]], communicator: Any, say: Callable[[Any], None]) -> None:
@@ -228,10 +275,81 @@ def by_mpi(ranks: int, cases: list[tuple[str, int, int]], say: Callable[[Any], N
             say(json.loads(line))
 
 
+Row = dict[str, float]
+
+
+def in_copies(row: Row, way: str) -> float:
+    return row[way] / row["memory copy (beside MPI)" if way.startswith("MPI") else "memory copy"]
+
+
+# what is claimed, the bound, whether it is the most or the least allowed, and what it is in a case (KeyError: not measured there)
+CLAIMS: list[tuple[str, float, str, Callable[[Row, Row], float]]] = [
+    ("local mixing, in memory copies", 1.5, "most", lambda ms, memory: in_copies(ms, "local mixing")),
+    ("a step in shared memory, in memory copies", 2.0, "most", lambda ms, memory: in_copies(ms, "shared memory")),
+    (
+        "a step in shared memory, of MPI's, each in its own memory copies", 1.0, "most",
+        lambda ms, memory: in_copies(ms, "shared memory") / in_copies(ms, "MPI Neighbor_alltoallv"),
+    ),
+    ("a message an edge, in steps in shared memory", 5.0, "least", lambda ms, memory: ms["a message an edge"] / ms["shared memory"]),
+    ("all-reduce, in steps in shared memory", 10.0, "least", lambda ms, memory: ms["all-reduce"] / ms["shared memory"]),
+    ("memory in shared memory, in parameters and halo", 2.5, "most", lambda ms, memory: memory["shared memory"]),
+    ("memory point to point, in parameters and halo", 2.5, "most", lambda ms, memory: memory["point-to-point"]),
+]  # fmt: skip
+
+
+def judged(ms: dict[str, Row], memory: dict[str, Row], cases: dict[str, tuple[str, int, int, int]]) -> list[dict[str, Any]]:
+    """What of the claims held where, worst cases first named."""
+    found = []
+    for claim, bound, allowed, value in CLAIMS:
+        values = {}
+        for case, row in ms.items():
+            with contextlib.suppress(KeyError):
+                values[case] = value(row, memory[case])
+        found.append(verdict(claim, bound, allowed, values))
+    for claim, unit in (("time of an agent", lambda row, way: row[way]), ("time of an agent, in memory copies", in_copies)):
+        spread = {}
+        for group in {(graph, width, ranks) for graph, _, width, ranks in cases.values()}:
+            each = {}
+            for case, (graph, agents, width, ranks) in cases.items():
+                way = "none" if ranks == 1 else "shared memory"
+                if (graph, width, ranks) == group and agents >= 10_000 and way in ms[case]:
+                    each[agents] = unit(ms[case], way) / (agents if unit is not in_copies else 1)
+            if {10_000, 1_000_000} <= each.keys():
+                middle = statistics.median(each.values())
+                spread[f"{group[0]}, P = {group[1]}, {group[2]} ranks"] = max(abs(value / middle - 1) for value in each.values())
+        found.append(verdict(f"{claim}, farthest from the median of 10,000 to 1,000,000 agents", 0.2, "most", spread))
+    return found
+
+
+def verdict(claim: str, bound: float, allowed: str, values: Row) -> dict[str, Any]:
+    if not values:
+        return {"claim": claim, "bound": bound, "allowed": allowed, "cases": 0, "held": 0}
+    worst = (max if allowed == "most" else min)(values, key=lambda case: values[case])
+    held = sum(value <= bound if allowed == "most" else value >= bound for value in values.values())
+    return {
+        "claim": claim, "bound": bound, "allowed": allowed, "cases": len(values), "held": held,
+        "median": statistics.median(values.values()), "worst": values[worst], "worst_case": worst, "values": values,
+    }  # fmt: skip
+
+
+def print_claims(found: list[dict[str, Any]]) -> None:
+    print("\n| claim | bound | held in | median | worst |\n|---|---|---|---|---|")
+    for row in found:
+        bound = f"at {row['allowed']} {row['bound']:g}"
+        if row["cases"]:
+            told = f"{row['held']} of {row['cases']} | {row['median']:.2f} | {row['worst']:.2f} ({row['worst_case']})"
+        else:
+            told = "not measured | – | –"
+        print(f"| {row['claim']} | {bound} | {told} |")
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--ranks", type=int, nargs="+", default=[1, 2, 4])
     parser.add_argument("--graphs", nargs="+", default=["torus", "random geometric"])
+    parser.add_argument("--agents", type=int, nargs="+", default=list(AGENTS))
+    parser.add_argument("--widths", type=int, nargs="+", default=list(WIDTHS))
+    parser.add_argument("--out", type=Path, default=ROOT / "benchmarks" / "results" / "neighbor_allreduce.json")
     parser.add_argument("--most", type=float, default=1.1e9, help="bytes of all agents' numbers, at most")
     parser.add_argument("--mpi", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
@@ -239,34 +357,45 @@ def main() -> None:
         from mpi4py import MPI
 
         communicator = MPI.COMM_WORLD
-        cases = [tuple(case) for case in json.loads(arguments.mpi)]
-        work(communicator.rank, communicator.size, cases, communicator, lambda line: print(json.dumps(line), flush=True))
+        given = [tuple(case) for case in json.loads(arguments.mpi)]
+        work(communicator.rank, communicator.size, given, communicator, lambda line: print(json.dumps(line), flush=True))
         return
-    cases = [(g, a, p) for g in arguments.graphs for a in AGENTS for p in WIDTHS if 4 * a * p <= arguments.most]
-    table: dict[str, dict[str, float]] = {}
+    sizes = [(g, a, p) for g in arguments.graphs for a in arguments.agents for p in arguments.widths if 4 * a * p <= arguments.most]
+    if not sizes:
+        raise SystemExit(f"no size has {arguments.most:g} bytes or less; give fewer --agents, --widths, or more --most")
+    table: dict[str, Row] = {}
+    spread: dict[str, dict[str, list[float]]] = {}
+    memory: dict[str, Row] = {}
+    cases: dict[str, tuple[str, int, int, int]] = {}
 
     def say(line: Any, ranks: int) -> None:
         name, agents, width, found = line
-        entry = table.setdefault(f"{name}, {agents:,} agents, P = {width}, {ranks} ranks", {})
-        for key, value in found.items():
-            entry[key if key not in entry else f"{key} (beside MPI)"] = value
+        case = f"{name}, {agents:,} agents, P = {width}, {ranks} ranks"
+        cases[case] = (name, agents, width, ranks)
+        row = table.setdefault(case, {})
+        for way, (median, least, most) in found["ms"].items():
+            way = way if way not in row else f"{way} (beside MPI)"
+            row[way] = median
+            spread.setdefault(case, {})[way] = [least, most]
+        memory.setdefault(case, {}).update(found["memory"])
 
     for ranks in arguments.ranks:
-        forked(ranks, cases, lambda line, ranks=ranks: say(line, ranks))
+        forked(ranks, sizes, lambda line, ranks=ranks: say(line, ranks))
         if ranks > 1:
-            by_mpi(ranks, cases, lambda line, ranks=ranks: say(line, ranks))
-        for case, entry in table.items():
-            if case.endswith(f" {ranks} ranks"):
-                floor = entry["memory copy"]
-                print(
-                    f"{case}: copy {floor:.3f} ms; "
-                    + ", ".join(f"{k} {v / floor:.2f}" for k, v in entry.items() if k != "memory copy")
-                )
+            by_mpi(ranks, sizes, lambda line, ranks=ranks: say(line, ranks))
+        for case, row in table.items():
+            if cases[case][3] == ranks:
+                ways = ", ".join(f"{way} {in_copies(row, way):.2f}" for way in row if not way.startswith("memory copy"))
+                held = "".join(f"; memory {way} {value:.2f}" for way, value in memory[case].items())
+                print(f"{case}: copy {row['memory copy']:.3f} ms; {ways}{held}", flush=True)
+    claims = judged(table, memory, cases)
+    print_claims(claims)
     record = {
         "question": (__doc__ or "").splitlines()[0], "git": git_state(), "versions": versions(), "cores": os.cpu_count(),
-        "unit": "ms, median over repetitions of the slowest rank", "table": table,
+        "unit": "ms, median over repetitions of the slowest rank", "claims": claims, "table": table, "least and most": spread,
+        "memory, in parameters and halo": memory,
     }  # fmt: skip
-    (ROOT / "benchmarks" / "results" / "neighbor_allreduce.json").write_text(json.dumps(record, indent=1) + "\n")
+    arguments.out.write_text(json.dumps(record, indent=1) + "\n")
 
 
 if __name__ == "__main__":

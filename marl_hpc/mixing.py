@@ -3,7 +3,8 @@
 Each function returns a SciPy CSR matrix W [n, n] in float64, columns sorted: row i weighs what agent i reads, itself among it. Rows sum to
 one, and for undirected graphs W is symmetric, so columns do, too, and the mean over agents is kept. Off-diagonal weights are multiples of
 a power of two so small that they differ from the exact ones by less than float32 can tell, but large enough that float32 holds each
-weight exactly, the diagonal included: rows sum to exactly one in float32 as well, and thousands of rounds don't drift.
+weight exactly, the diagonal included: rows sum to exactly one in float32 as well. What then moves the mean is the rounding of each sum:
+by some 1e-7 to 1e-6 in a thousand rounds of standard normal rows (most on rings), in float64 by 1e-15.
 """
 
 from __future__ import annotations

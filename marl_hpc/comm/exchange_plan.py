@@ -10,6 +10,7 @@ N agents in all, n of this rank, h rows of its halo. Index computing only: nothi
 from __future__ import annotations
 
 import warnings
+from collections.abc import Sequence
 from functools import cached_property
 from typing import Any, NamedTuple
 
@@ -30,29 +31,50 @@ class Traffic(NamedTuple):
         return self.rows_sent * row_bytes
 
 
+class Crossing(NamedTuple):
+    """Rows that ranks need of each other."""
+
+    needs: np.ndarray  # [N]: whether an agent reads rows of other ranks
+    readers: np.ndarray  # [C]: this rank reads …
+    read: np.ndarray  # [C]: … the row of that agent, ordered by both
+
+    @classmethod
+    def of(cls, weights: Any, owners: np.ndarray) -> Crossing:
+        total = len(owners)
+        reading = np.repeat(np.arange(total), np.diff(weights.indptr))
+        crossing = owners[reading] != owners[weights.indices]
+        needs = np.zeros(total, bool)
+        needs[reading[crossing]] = True
+        pairs = np.unique(owners[reading[crossing]].astype(np.int64) * total + weights.indices[crossing])
+        return cls(needs, pairs // total, pairs % total)
+
+    def order(self, owners: np.ndarray) -> np.ndarray:
+        """All agents, rank by rank: first those that need nobody else's row, the others by who needs theirs."""
+        total = len(owners)
+        first, last = np.full(total, -1), np.full(total, -1)
+        first[self.read[::-1]], last[self.read] = self.readers[::-1], self.readers
+        return np.lexsort((np.arange(total), last, first, self.needs, owners))
+
+
 class ExchangePlan:
-    def __init__(self, weights: Any, owners: Any, rank: int) -> None:
+    def __init__(self, weights: Any, owners: Any, rank: int, *, order: np.ndarray | None = None) -> None:
         """`weights`: SciPy CSR [N, N], row i says how agent i weighs the others' rows; `owners` [N]: the rank that holds each agent's
-        row. Raises ValueError where these don't fit."""
+        row; `order` [N]: all agents, rank by rank, as their rows are to lie (see `in_turn`). Raises ValueError where these don't fit."""
         weights, owners = checked(weights, owners, rank)
         self.rank, self.owners = rank, owners
         total = weights.shape[0]
-        reading = np.repeat(np.arange(total), np.diff(weights.indptr))
-        crossing = owners[reading] != owners[weights.indices]
-        needs = np.zeros(total, bool)  # rows of others
-        needs[reading[crossing]] = True
-        pairs = np.unique(owners[reading[crossing]].astype(np.int64) * total + weights.indices[crossing])
-        readers, read = pairs // total, pairs % total  # this rank reads that agent's row
-        first, last = np.full(total, -1), np.full(total, -1)
-        first[read[::-1]], last[read] = readers[::-1], readers
-        order = np.lexsort((np.arange(total), last, first, needs, owners))
+        crossing = Crossing.of(weights, owners)
+        needs, readers, read = crossing
+        order = crossing.order(owners) if order is None else np.asarray(order)
+        if not np.array_equal(np.sort(order), np.arange(total)) or (np.diff(owners[order]) < 0).any():
+            raise ValueError("order must name each agent once, those of rank 0 first, then those of rank 1, …")
         place = np.empty(total, np.int64)  # in the buffer of its rank
         starts = np.searchsorted(owners[order], np.arange(owners.max() + 2))
         place[order] = np.arange(total) - starts[owners[order]]
 
         self.place, self.counts = place, np.diff(starts)  # of all agents, and how many each rank has
         self.agents = order[owners[order] == rank]
-        self.interior = int((~needs[self.agents]).sum())
+        self.interior = int(np.argmax(np.r_[needs[self.agents], True]))  # so many rows, the first ones, need nobody else's
         own = owners[read] == rank
         self.sends = {int(q): torch.from_numpy(np.sort(place[read[own & (readers == q)]])) for q in np.unique(readers[own])}
         wanted = read[readers == rank]
@@ -66,7 +88,25 @@ class ExchangePlan:
         ]  # [n, N]; summed in the order of agents whatever their ranks, so all layouts agree in bits
         self._matrices: dict[Any, Tensor] = {}
         self.mixings: dict[Any, list[Any]] = {}  # buffers that have been made for it, see `neighbors`
-        self.chosen: Any = None  # its transport
+        self.chosen: dict[str, Any] = {}  # its transport, by the type of device
+
+    @classmethod
+    def in_turn(cls, weights: Sequence[Any], owners: Any, rank: int) -> list[ExchangePlan]:
+        """Plans for several matrices that mix the same rows, which lie in one order for all of them: graphs that change from round to
+        round, or mixing inside nodes and then between them.
+
+        >>> from marl_hpc.topology import one_peer_exponential, uniform
+        >>> plans = ExchangePlan.in_turn([uniform(graph) for graph in one_peer_exponential(8)], [0] * 4 + [1] * 4, rank=1)
+        >>> [(plan.agents.tolist(), plan.halo.tolist()) for plan in plans]
+        [([4, 5, 6, 7], [3]), ([4, 5, 6, 7], [2, 3]), ([4, 5, 6, 7], [0, 1, 2, 3])]
+        """
+        if not weights:
+            raise ValueError("no weights are given; a plan needs one matrix or more")
+        pairs = [checked(matrix, owners, rank) for matrix in weights]
+        anybody = sum((abs(matrix) for matrix, _ in pairs[1:]), abs(pairs[0][0]))  # who reads whom by any of them
+        anybody, owners = checked(anybody, owners, rank)
+        order = Crossing.of(anybody, owners).order(owners)
+        return [cls(matrix, owners, rank, order=order) for matrix, _ in pairs]
 
     @property
     def rows(self) -> int:
@@ -91,20 +131,24 @@ class ExchangePlan:
         places[self.halo] = len(self.agents) + np.arange(len(self.halo))
         return places
 
-    def matrix(
-        self, rows: slice, dtype: torch.dtype, device: Any = "cpu", places: np.ndarray | None = None, size: int = 0
-    ) -> Tensor:
-        """Sparse CSR [rows, `size`]: the weights of some of this rank's rows over a buffer's, this plan's own where no other `places`
-        [N] and `size` are given."""
-        key = (rows.start, rows.stop, dtype, str(device), None if places is None else id(places))
+    @property
+    def places_among_all(self) -> np.ndarray:
+        """[N]: where an agent's row is among all agents', rank by rank."""
+        return np.cumsum(np.r_[0, self.counts])[self.owners] + self.place
+
+    def matrix(self, rows: slice, dtype: torch.dtype, device: Any = "cpu", *, everybodys: bool = False) -> Tensor:
+        """Sparse CSR [rows, columns]: the weights of some of this rank's rows over those of its buffer, or, with `everybodys`, over all
+        agents' rows [N], rank by rank in the order of each rank's plan."""
+        key = (rows.start, rows.stop, dtype, str(device), everybodys)
         if key not in self._matrices:
             part = self.weights[rows]
-            columns = (self.places if places is None else places)[part.indices]
+            columns = (self.places_among_all if everybodys else self.places)[part.indices]
             with warnings.catch_warnings():
                 warnings.filterwarnings("ignore", message="Sparse (CSR|invariant)")
                 self._matrices[key] = torch.sparse_csr_tensor(
                     torch.from_numpy(part.indptr.astype(np.int32)), torch.from_numpy(columns.astype(np.int32)),
-                    torch.from_numpy(part.data).to(dtype), (part.shape[0], size or self.rows), check_invariants=False,
+                    torch.from_numpy(part.data).to(dtype), (part.shape[0], len(self.owners) if everybodys else self.rows),
+                    check_invariants=False,
                 ).to(device)  # fmt: skip
         return self._matrices[key]
 

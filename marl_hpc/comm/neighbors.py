@@ -9,15 +9,17 @@ result has the same bits whatever the transport and however many ranks. `Mixing`
 
 from __future__ import annotations
 
-import platform
-from collections.abc import Sequence
+import contextlib
+from collections.abc import Iterator, Sequence
 from typing import Any
 
+import numpy as np
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
 from marl_hpc.comm.exchange_plan import ExchangePlan
+from marl_hpc.comm.peers import PeerLost
 from marl_hpc.comm.transports import AllToAll, Finish, Nobody, PointToPoint, SharedMemory, Transport
 
 FEW_RANKS = 8  # up to so many, one all-to-all has less latency than a message to each neighbor rank, if most ranks are neighbors
@@ -34,16 +36,19 @@ class Mixing:
         self, plan: ExchangePlan, transport: Transport, width: int, dtype: torch.dtype = torch.float32, device: Any = "cpu"
     ) -> None:
         self.plan, self.transport = plan, transport
+        if dtype not in (torch.float32, torch.float64):
+            raise ValueError(
+                f"rows are mixed in torch.float32 or torch.float64; got {dtype}, in which rows of weights don't sum to one"
+            )
         self.buffers = transport.buffers(plan, width, dtype, torch.device(device))
         self.turn = 0
-        places, size = self.buffers.places, self.buffers.pair[0].shape[0]
-        n = len(plan.agents)
+        shared, n = self.buffers.everybodys, len(plan.agents)
         # what may be written while neighbors still read: rows of the other buffer, if it is shared, that none of them needs
         early = plan.interior
-        if places is not None:
+        if shared:
             early = min([early, *(int(rows[0]) for rows in plan.sends.values())])
         self.early, self.late = slice(0, early), slice(early, n)
-        self.weights = [(rows, plan.matrix(rows, dtype, device, places, size)) for rows in (self.early, self.late)]
+        self.weights = [(rows, plan.matrix(rows, dtype, device, everybodys=shared)) for rows in (self.early, self.late)]
         self.finish_exchange: Finish | None = None
 
     @property
@@ -55,7 +60,12 @@ class Mixing:
         """Send what neighbors need, and mix what needs nobody; `rows` must not be written until `finish`."""
         if self.finish_exchange is not None:
             raise RuntimeError("an exchange is under way; finish it before the next")
-        self.finish_exchange = self.transport.begin(self.plan, self.buffers, self.turn)
+        if self.transport.lost is not None:
+            raise PeerLost(
+                f"{self.transport.lost}; ranks may be at different steps: start again with a new transport and new plans"
+            )
+        with self._noting_failure():
+            self.finish_exchange = self.transport.begin(self.plan, self.buffers, self.turn)
         self._mix(*self.weights[0])
 
     def finish(self) -> Tensor:
@@ -63,7 +73,8 @@ class Mixing:
         if self.finish_exchange is None:
             raise RuntimeError("no exchange is under way; start one first")
         finish, self.finish_exchange = self.finish_exchange, None
-        finish()
+        with self._noting_failure():
+            finish()
         self._mix(*self.weights[1])
         self.turn = 1 - self.turn
         return self.rows
@@ -74,6 +85,14 @@ class Mixing:
             self.start()
             self.finish()
         return self.rows
+
+    @contextlib.contextmanager
+    def _noting_failure(self) -> Iterator[None]:
+        try:
+            yield
+        except BaseException as error:  # whatever it was, what neighbors did meanwhile isn't known
+            self.transport.lost = str(error) or type(error).__name__
+            raise
 
     def _mix(self, rows: slice, weights: Tensor) -> None:
         if rows.start < rows.stop:
@@ -89,9 +108,11 @@ class Handle:
 
     def wait(self) -> Tensor:
         """The result, once neighbors' rows have come."""
-        self.mixing.finish()
-        rows = self.mixing.step(self.rounds - 1)
-        self.into.copy_(rows.view_as(self.into))
+        if self.rounds:  # else it was waited for before, and the buffers may be another exchange's
+            self.mixing.finish()
+            rows = self.mixing.step(self.rounds - 1)
+            self.rounds = 0
+            self.into.copy_(rows.view_as(self.into))
         return self.out
 
 
@@ -104,17 +125,31 @@ def neighbor_allreduce(
     x [n, …]: this rank's agents in the order of `plan.agents`; returns a tensor like it, `out` where that is given (it may be x). With
     `columns` only those of x [n, P] are mixed. `rounds`: mix so many times. `async_op`: returns a `Handle` at once, to `wait` for the
     result; x may be written meanwhile. `transport`: see `choose_transport`, which is asked where none is given. All ranks of the plan
-    must call it alike. Raises ValueError where x doesn't fit the plan, PeerLost naming a neighbor rank that is gone or late.
+    must call it alike, and wait for handles in one order. Buffers of each width and dtype are kept with the plan. No gradient goes
+    through it: see `neighbor_mix`. Raises ValueError where x doesn't fit the plan, PeerLost naming a neighbor rank that is gone or late.
+
+    Weights that change from round to round have a plan each, made once, and one transport for all of them:
+
+        plans = ExchangePlan.in_turn([uniform(graph) for graph in one_peer_exponential(n)], owners, rank)
+        x = neighbor_allreduce(x, plans[t % len(plans)], transport=transport)
     """
     n = len(plan.agents)
     if x.shape[:1] != (n,):
         raise ValueError(f"x has shape {tuple(x.shape)}, but rank {plan.rank} has {n} agents; the first dimension is theirs")
-    if not x.is_floating_point():
-        raise ValueError(f"x must be of floating-point numbers to be averaged; got {x.dtype}")
+    if x.dtype not in (torch.float32, torch.float64):
+        raise ValueError(f"x must be of floating-point numbers, float32 or float64, to be averaged; got {x.dtype}")
+    if x.requires_grad and torch.is_grad_enabled():
+        raise ValueError(
+            "x requires a gradient, which neighbor_allreduce doesn't carry; call it under torch.no_grad() or take neighbor_mix"
+        )
     if columns is not None and x.dim() != 2:
         raise ValueError(f"columns are of a matrix [n, P]; got x of shape {tuple(x.shape)}")
     if rounds < 1:
         raise ValueError(f"rounds={rounds} must be 1 or more")
+    if out is not None and (out.shape, out.dtype, out.device) != (x.shape, x.dtype, x.device):
+        raise ValueError(
+            f"out must be like x, {tuple(x.shape)} of {x.dtype} on {x.device}; got {tuple(out.shape)} of {out.dtype} on {out.device}"
+        )
     out = torch.empty_like(x) if out is None else out
     if columns is not None and out.data_ptr() != x.data_ptr():
         out.copy_(x)
@@ -128,16 +163,16 @@ def neighbor_allreduce(
 
 def mixing_of(plan: ExchangePlan, transport: Transport | None, width: int, like: Tensor) -> Mixing:
     """A mixing of this plan that is free, made where there is none yet."""
-    if transport is None:
-        plan.chosen = plan.chosen or choose_transport(plan, like.device)
-    transport = transport or plan.chosen
-    assert transport is not None
-    key = (id(transport), width, like.dtype, like.device)
+    kind = like.device.type
+    if transport is None and kind not in plan.chosen:
+        plan.chosen[kind] = choose_transport(plan, like.device)
+    by: Transport = plan.chosen[kind] if transport is None else transport
+    key = (id(by), width, like.dtype, like.device)
     waiting = plan.mixings.setdefault(key, [])
     for mixing in waiting:
         if mixing.finish_exchange is None:
             return mixing
-    waiting.append(Mixing(plan, transport, width, like.dtype, like.device))
+    waiting.append(Mixing(plan, by, width, like.dtype, like.device))
     return waiting[-1]
 
 
@@ -148,11 +183,8 @@ def choose_transport(plan: ExchangePlan, device: Any = "cpu", group: Any = None,
         return Nobody()
     if torch.device(device).type == "cuda":
         return PointToPoint(group, deadline_s)
-    if platform.machine() == "x86_64":  # where what is written first is seen first
-        try:
-            return SharedMemory(group, deadline_s)
-        except OSError:
-            pass  # all ranks alike
+    with contextlib.suppress(OSError):  # on all ranks alike
+        return SharedMemory(group, deadline_s)
     ranks = dist.get_world_size(group)
     busiest = torch.tensor(len(plan.neighbors))
     dist.all_reduce(busiest, dist.ReduceOp.MAX, group=group)
@@ -203,6 +235,10 @@ def neighbor_gather(x: Tensor, plan: ExchangePlan, transport: PointToPoint | Nob
     alike.
     """
     if isinstance(transport, Nobody):
+        if plan.neighbors:
+            raise ValueError(
+                f"the plan has neighbor ranks {plan.neighbors}, whom transport Nobody doesn't reach; take PointToPoint"
+            )
         return x
     return _Gather.apply(x, plan, transport)  # type: ignore[return-value]
 
@@ -214,7 +250,14 @@ def neighbor_mix(x: Tensor, plan: ExchangePlan, transport: PointToPoint | Nobody
 
 
 def hierarchical(x: Tensor, plans: Sequence[ExchangePlan], *, transports: Sequence[Transport | None] | None = None) -> Tensor:
-    """Mix by several plans, one after another: inside nodes, then between them."""
+    """Mix by several plans, one after another: inside nodes, then between them, each by its own transport.
+
+    x [n, …] in the order of `plan.agents`, which `ExchangePlan.in_turn` makes the same for all of them; returns a tensor like it. Raises
+    ValueError where it isn't the same.
+    """
+    for plan in plans[1:]:
+        if not np.array_equal(plan.agents, plans[0].agents):
+            raise ValueError("plans that are used in turn order their rows differently; make them together by ExchangePlan.in_turn")
     for plan, transport in zip(plans, transports or [None] * len(plans), strict=True):
         x = neighbor_allreduce(x, plan, transport=transport)
     return x

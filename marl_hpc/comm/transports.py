@@ -2,13 +2,17 @@
 
 A transport owns the two buffers that mixing goes back and forth between, since where rows lie is its business: each rank has buffers of
 its own, [own | halo], or all ranks of a node share two, in which everybody reads everybody's rows in place. `begin` starts to bring in
-what neighbors hold and returns what waits for it. A neighbor that is gone or late is an error that names it.
+what neighbors hold and returns what waits for it. A neighbor that is gone or late is an error that names it, and the end of that
+transport.
 """
 
 from __future__ import annotations
 
+import contextlib
 import datetime
+import mmap
 import os
+import platform
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -21,20 +25,24 @@ from torch import Tensor
 
 from marl_hpc.comm.exchange_plan import ExchangePlan
 from marl_hpc.comm.peers import PeerLost
+from marl_hpc.config import ConfigError
 
 Finish = Callable[[], None]
+SPINS, PAUSE_S = 2000, 1e-4  # look so often, for some milliseconds, before the core is given to others
 
 
 class Buffers:
     """Two matrices [rows, P] to mix back and forth between."""
 
-    def __init__(self, pair: Sequence[Tensor], own: slice, places: np.ndarray | None) -> None:
-        """This rank's rows are at `own`; `places` [N] says where all agents' rows are, None: as the plan has them."""
-        self.pair, self.own, self.places = pair, own, places
+    def __init__(self, pair: Sequence[Tensor], own: slice, *, everybodys: bool = False, number: int = 0) -> None:
+        """This rank's rows are at `own`; `everybodys`: all agents' rows are there, rank by rank, else those of the plan. `number`: the
+        same for buffers that ranks share."""
+        self.pair, self.own, self.everybodys, self.number = pair, own, everybodys, number
 
 
 class Transport(Protocol):
     name: str
+    lost: str | None  # why an exchange failed; none begins after it, since ranks may be at different steps
 
     def buffers(self, plan: ExchangePlan, width: int, dtype: torch.dtype, device: torch.device) -> Buffers: ...
 
@@ -45,7 +53,7 @@ class Transport(Protocol):
 
 def own_buffers(plan: ExchangePlan, width: int, dtype: torch.dtype, device: torch.device) -> Buffers:
     pair = [torch.zeros(plan.rows, width, dtype=dtype, device=device) for _ in range(2)]
-    return Buffers(pair, slice(0, len(plan.agents)), None)
+    return Buffers(pair, slice(0, len(plan.agents)))
 
 
 def global_rank(group: Any, rank: int) -> int:
@@ -65,7 +73,11 @@ class Nobody:
     """One rank has all agents."""
 
     name = "none"
-    buffers = staticmethod(own_buffers)
+    lost: str | None = None
+
+    def buffers(self, plan: ExchangePlan, width: int, dtype: torch.dtype, device: torch.device) -> Buffers:
+        check_all_ranks(plan, 0, 1, self.name)
+        return own_buffers(plan, width, dtype, device)
 
     def begin(self, plan: ExchangePlan, buffers: Buffers, turn: int) -> Finish:
         return lambda: None
@@ -74,10 +86,19 @@ class Nobody:
 class PointToPoint:
     """A message to each neighbor rank, by gloo or NCCL."""
 
+    name = "point-to-point"
+    lost: str | None = None
+
     def __init__(self, group: Any = None, deadline_s: float = 60.0) -> None:
         self.group, self.deadline_s = group, deadline_s
-        self.name = "point-to-point"
-        self.buffers = own_buffers
+
+    def buffers(self, plan: ExchangePlan, width: int, dtype: torch.dtype, device: torch.device) -> Buffers:
+        if plan.neighbors and (plan.rank != dist.get_rank(self.group) or plan.neighbors[-1] >= dist.get_world_size(self.group)):
+            raise ValueError(
+                f"the plan is rank {plan.rank}'s, with neighbor ranks {plan.neighbors}, but this is rank {dist.get_rank(self.group)} of "
+                f"{dist.get_world_size(self.group)}; number owners as the group does"
+            )
+        return own_buffers(plan, width, dtype, device)
 
     def begin(self, plan: ExchangePlan, buffers: Buffers, turn: int) -> Finish:
         source = buffers.pair[turn]
@@ -102,13 +123,13 @@ class PointToPoint:
             for (way, q), tensor in zip(kinds, [*received.values(), *sent.values()], strict=True):
                 with naming(way, q):
                     works.append((dist.irecv if way == "from" else dist.isend)(tensor, peer[q], group=group))
-        timeout = datetime.timedelta(seconds=self.deadline_s)
 
         def finish() -> None:
+            until = time.monotonic() + self.deadline_s  # for all of them together
             for (way, q), work in zip(kinds, works, strict=True):
                 with naming(way, q):
                     assert work is not None
-                    work.wait(timeout)
+                    work.wait(datetime.timedelta(seconds=max(1e-3, until - time.monotonic())))
             sent.clear()  # kept until now: messages are sent from where they lie
 
         return finish
@@ -125,20 +146,26 @@ class naming:
     def __exit__(self, kind: Any, error: Any, trace: Any) -> None:
         if isinstance(error, RuntimeError):
             said = str(error).splitlines()[0] if str(error) else type(error).__name__
-            raise PeerLost(f"neighbor rank {self.rank} is gone or late: no rows {self.way} it ({said})") from error
+            rows = {"from": "no rows came from it", "to": "it took no rows", "with": "no rows were exchanged"}[self.way]
+            raise PeerLost(f"neighbor rank {self.rank} is gone or late: {rows} ({said})") from error
 
 
 class AllToAll:
     """One all-to-all with uneven splits: less latency among few ranks, but a message to every one of them."""
 
+    name = "all-to-all"
+    lost: str | None = None
+
     def __init__(self, group: Any = None, deadline_s: float = 60.0) -> None:
         self.group, self.deadline_s = group, deadline_s
-        self.name = "all-to-all"
-        self.buffers = own_buffers
+
+    def buffers(self, plan: ExchangePlan, width: int, dtype: torch.dtype, device: torch.device) -> Buffers:
+        check_all_ranks(plan, dist.get_rank(self.group), dist.get_world_size(self.group), self.name)
+        return own_buffers(plan, width, dtype, device)
 
     def begin(self, plan: ExchangePlan, buffers: Buffers, turn: int) -> Finish:
         source = buffers.pair[turn]
-        ranks = range(dist.get_world_size(self.group))
+        ranks = range(len(plan.counts))
         out = [len(plan.sends.get(q, ())) for q in ranks]
         into = [plan.receives[q].stop - plan.receives[q].start if q in plan.receives else 0 for q in ranks]
         rows = torch.cat([plan.sends[q] for q in ranks if q in plan.sends] or [torch.zeros(0, dtype=torch.int64)])
@@ -151,7 +178,11 @@ class AllToAll:
                 work.wait(datetime.timedelta(seconds=self.deadline_s))
             except RuntimeError as error:
                 said = str(error).splitlines()[0]
-                raise PeerLost(f"one of the neighbor ranks {plan.neighbors} is gone or late: no rows from it ({said})") from error
+                others = [q for q in ranks if q != plan.rank]
+                raise PeerLost(
+                    f"a rank of {others} is gone or late, a neighbor rank (of {plan.neighbors}) or another that the all-to-all needs, too: "
+                    f"no rows came ({said})"
+                ) from error
             assert sent is not None  # kept until now
 
         return finish
@@ -161,82 +192,113 @@ class SharedMemory:
     """Two buffers that all ranks of one node map: neighbors' rows are read where they lie, and nothing is copied.
 
     A rank counts its exchanges in a word that its neighbors watch. When all of them have come to this exchange, their rows are in place,
-    and they have read what this one is about to overwrite.
+    and they have read what this one is about to overwrite. The words are written after the rows, and x86-64 shows stores to others in the
+    order in which they were made. The memory has no name: it is gone when the last rank that maps it is, however that one ended.
     """
 
-    FLAGS = 8  # words of a rank: a cache line
+    name = "shared memory"
+    lost: str | None = None
+    WORDS = 8  # of a rank, a cache line: the count, its process, and what its last exchanges were of
+    LAST = WORDS - 2
 
     def __init__(self, group: Any = None, deadline_s: float = 60.0) -> None:
+        """Raises OSError, on all ranks, where they aren't on one x86-64 host."""
+        if platform.machine() not in ("x86_64", "AMD64"):
+            raise OSError(
+                f"shared memory relies on x86-64's order of stores, and this is {platform.machine()}; take point-to-point"
+            )
         self.group, self.deadline_s = group, deadline_s
         self.rank, self.ranks = dist.get_rank(group), dist.get_world_size(group)
-        self.name = "shared memory"
-        flags, self.words = self.map(8 * self.FLAGS * self.ranks)
-        self.flags = np.frombuffer(flags, dtype=np.int64).reshape(self.ranks, self.FLAGS)
-        self.flags[self.rank, 1] = os.getpid()
-        self.count = 0
+        words = np.frombuffer(self.map(8 * self.WORDS * self.ranks), dtype=np.int64).reshape(self.ranks, self.WORDS)
+        self.counts, self.pids, self.exchanges = words[:, 0], words[:, 1], words[:, 2:]
+        self.pids[self.rank] = os.getpid()
+        self.count = self.made = 0
         dist.barrier(self.group)
 
-    def map(self, size_bytes: int) -> tuple[Any, Tensor]:
-        """(memory, the same as bytes [size]) that all ranks share. Raises OSError on all ranks where one can't see it."""
-        import mmap
-
-        path = Path("/dev/shm") / f"marl_hpc-{os.getpid()}-{time.monotonic_ns()}"
-        if self.rank == 0:
-            with open(path, "xb") as file:
-                os.posix_fallocate(file.fileno(), 0, size_bytes)
-        named: list[Any] = [str(path) if self.rank == 0 else None]
-        names = torch.zeros(256, dtype=torch.uint8)
-        if self.rank == 0:
-            encoded = named[0].encode()
-            names[: len(encoded)] = torch.frombuffer(bytearray(encoded), dtype=torch.uint8)
-        dist.broadcast(names, global_rank(self.group, 0), group=self.group)
-        where = bytes(names.tolist()).rstrip(b"\0").decode()
-        memory, seen = None, torch.ones(1, dtype=torch.int32)
+    def map(self, size_bytes: int) -> mmap.mmap:
+        """Zeros that all ranks share. Raises OSError on all ranks where one can't map them, ValueError where they ask for different sizes."""
+        fd, mine = -1, torch.zeros(6, dtype=torch.int64)
         try:
-            with open(where, "r+b") as file:
-                memory = mmap.mmap(file.fileno(), size_bytes)
-        except OSError:
-            seen.zero_()
-        dist.all_reduce(seen, dist.ReduceOp.MIN, group=self.group)
-        if self.rank == 0:
-            path.unlink()  # it lives as long as somebody maps it, and no longer
-        if memory is None or not seen.item():
-            raise OSError("shared memory needs all ranks on one host; use transport=point-to-point")
-        return memory, torch.frombuffer(memory, dtype=torch.uint8)
+            if self.rank == 0:
+                with contextlib.suppress(OSError, AttributeError):  # AttributeError: no Linux; all ranks hear of it below
+                    fd = os.memfd_create("marl_hpc")
+                    os.ftruncate(fd, size_bytes)  # pages come where and when they are first touched
+                    file = os.fstat(fd)
+                    mine = torch.tensor([size_bytes, os.getpid(), fd, file.st_dev, file.st_ino, host()])
+            dist.broadcast(mine, global_rank(self.group, 0), group=self.group)
+            size, pid, there, device, inode, where = mine.tolist()
+            memory = None
+            with contextlib.suppress(OSError):
+                path = f"/proc/{pid}/fd/{there}"
+                seen = os.stat(path)  # looked at before it is opened: in another host's or container's numbering it may be anything
+                if (seen.st_dev, seen.st_ino, host()) == (device, inode, where):
+                    with open(path, "r+b") as opened:
+                        memory = mmap.mmap(opened.fileno(), size)
+            agreed = torch.tensor([memory is not None, size == size_bytes or memory is None], dtype=torch.int32)
+            dist.all_reduce(agreed, dist.ReduceOp.MIN, group=self.group)
+        except RuntimeError as error:
+            raise PeerLost(f"a rank of {self.ranks} is gone or late before memory could be shared ({error})") from error
+        finally:
+            if fd >= 0:
+                os.close(fd)
+        if memory is None or not agreed[0]:
+            raise OSError("shared memory needs all ranks on one Linux host, able to see each other's /proc; take point-to-point")
+        if not agreed[1]:
+            raise ValueError(
+                f"ranks ask for shared memory of different sizes, this one for {size_bytes} bytes; call exchanges alike on all ranks"
+            )
+        return memory
 
     def buffers(self, plan: ExchangePlan, width: int, dtype: torch.dtype, device: torch.device) -> Buffers:
-        total, starts = len(plan.owners), np.concatenate([[0], np.cumsum(plan.counts)])
-        size = total * width * torch.empty(0, dtype=dtype).element_size()
-        pair = [self.map(max(size, 1))[1][:size].view(dtype).view(total, width) for _ in range(2)]
-        own = slice(int(starts[self.rank]), int(starts[self.rank + 1]))
+        check_all_ranks(plan, self.rank, self.ranks, self.name)
+        check_on_cpu(device, self.name)
+        total = len(plan.owners)
+        size = total * width * dtype.itemsize
+        pair = [torch.frombuffer(self.map(max(size, 1)), dtype=torch.uint8)[:size].view(dtype).view(total, width) for _ in range(2)]
+        first = int(plan.counts[: self.rank].sum())
+        own = slice(first, first + len(plan.agents))
         for buffer in pair:
             buffer[own].zero_()  # where it is first touched is where it lies
-        return Buffers(pair, own, starts[plan.owners] + plan.place)
+        self.made += 1
+        return Buffers(pair, own, everybodys=True, number=self.made)
 
     def begin(self, plan: ExchangePlan, buffers: Buffers, turn: int) -> Finish:
         self.count += 1
-        count = self.count
-        self.flags[self.rank, 0] = count
+        count, slot, of = self.count, self.count % self.LAST, 2 * buffers.number + turn
+        self.exchanges[self.rank, slot] = of
+        self.counts[self.rank] = count
 
         def finish() -> None:
-            late = [q for q in plan.neighbors if self.flags[q, 0] < count]
-            until, pause = time.monotonic() + self.deadline_s, 0.0
-            looks = 0
+            late = [q for q in plan.neighbors if self.counts[q] < count]
+            until, looks = time.monotonic() + self.deadline_s, 0
             while late:
                 looks += 1
-                if looks > 2000:  # some milliseconds
-                    pause = min(1e-3, pause + 1e-5)
-                    gone = [q for q in late if not alive(int(self.flags[q, 1]))]
+                if looks > SPINS:
+                    gone = [q for q in late if not alive(int(self.pids[q]))]
+                    late = [q for q in late if self.counts[q] < count]  # after that: it may have come and ended since
+                    gone = [q for q in gone if q in late]
                     if gone:
-                        raise PeerLost(f"neighbor rank {gone[0]} is gone before exchange {count}")
-                    if time.monotonic() > until:
+                        raise PeerLost(f"neighbor rank {gone[0]} is gone: it came to exchange {self.counts[gone[0]]} of {count}")
+                    if late and time.monotonic() > until:
                         raise PeerLost(
-                            f"neighbor rank {late[0]} is late: it came to exchange {self.flags[late[0], 0]} of {count}, and no further in {self.deadline_s:g} s"
+                            f"neighbor rank {late[0]} is late: it came to exchange {self.counts[late[0]]} of {count}, and no further in "
+                            f"{self.deadline_s:g} s"
                         )
-                time.sleep(pause)
-                late = [q for q in late if self.flags[q, 0] < count]
+                time.sleep(0 if looks < SPINS else PAUSE_S)
+                late = [q for q in late if self.counts[q] < count]
+            for q in plan.neighbors:
+                theirs = self.exchanges[q, slot]
+                if theirs != of and self.counts[q] < count + self.LAST - 1:  # else it is ahead, and wrote its word anew
+                    raise RuntimeError(
+                        f"rank {q}'s exchange {count} is of other buffers than this rank's: begin and finish exchanges in one order on all ranks"
+                    )
 
         return finish
+
+
+def host() -> int:
+    """A number that no other running Linux has."""
+    return int(Path("/proc/sys/kernel/random/boot_id").read_text().replace("-", "")[:15], 16)
 
 
 def alive(pid: int) -> bool:
@@ -247,21 +309,51 @@ def alive(pid: int) -> bool:
 
 
 class Mpi:
-    """MPI's neighborhood collective, one call an exchange; for ranks that mpiexec started and nobody supervises."""
+    """MPI's neighborhood collective, one call an exchange; for programs that mpiexec starts and nobody supervises.
 
-    def __init__(self, communicator: Any) -> None:
-        """`communicator`: mpi4py's, e.g. MPI.COMM_WORLD."""
-        self.communicator, self.name = communicator, "MPI neighborhood collective"
-        self.buffers = own_buffers
-        self.graphs: dict[int, tuple[ExchangePlan, Any]] = {}  # plans are kept, so that no other gets their id
+    It needs no torch.distributed. `marl_hpc train` can't use it: its roles are children of processes that may have called MPI_Init, after
+    which a child can't. A rank that dies is mpiexec's to notice: by MPI's default it ends the whole job. One that stands still is an error
+    at the deadline, which can't say which of the neighbors it is where there are several.
+    """
+
+    name = "MPI neighborhood collective"
+    lost: str | None = None
+
+    def __init__(self, communicator: Any = None, deadline_s: float = 60.0) -> None:
+        """`communicator`: mpi4py's, by default MPI.COMM_WORLD. Raises ConfigError where mpi4py isn't installed, RuntimeError where MPI isn't
+        initialized or is finalized."""
+        try:
+            from mpi4py import MPI
+        except (ImportError, RuntimeError) as error:  # RuntimeError: no MPI library
+            raise ConfigError(
+                f"the MPI transport needs mpi4py and an MPI library: pip install 'marl_hpc[mpi]' ({error})"
+            ) from error
+        if not MPI.Is_initialized() or MPI.Is_finalized():
+            raise RuntimeError(
+                "MPI isn't initialized, or is finalized already: start the program by `mpiexec -n RANKS python PROGRAM`, let mpi4py initialize "
+                "it (mpi4py.rc.initialize) and make the transport before MPI.Finalize"
+            )
+        self.communicator = MPI.COMM_WORLD if communicator is None else communicator
+        self.rank, self.ranks, self.deadline_s = self.communicator.Get_rank(), self.communicator.Get_size(), deadline_s
+        self.graphs: dict[ExchangePlan, Any] = {}
+        self.unfinished: list[Any] = []  # what MPI may still write to after an exchange was given up
+
+    def buffers(self, plan: ExchangePlan, width: int, dtype: torch.dtype, device: torch.device) -> Buffers:
+        if len(plan.counts) > self.ranks == 1:
+            raise ValueError(
+                f"the plan spreads agents over {len(plan.counts)} ranks, but MPI has this process alone; start it by "
+                f"`mpiexec -n {len(plan.counts)} python PROGRAM`, of the MPI that mpi4py is built for"
+            )
+        check_all_ranks(plan, self.rank, self.ranks, self.name)
+        check_on_cpu(device, self.name)
+        return own_buffers(plan, width, dtype, device)
 
     def begin(self, plan: ExchangePlan, buffers: Buffers, turn: int) -> Finish:
         from mpi4py import MPI
 
         source = buffers.pair[turn]
-        if id(plan) not in self.graphs:
-            graph = self.communicator.Create_dist_graph_adjacent(sorted(plan.receives), sorted(plan.sends))
-            self.graphs[id(plan)] = plan, graph
+        if plan not in self.graphs:
+            self.graphs[plan] = self.communicator.Create_dist_graph_adjacent(sorted(plan.receives), sorted(plan.sends))
         width, n = source.shape[1], len(plan.agents)
         row = MPI.BYTE.Create_contiguous(width * source.element_size()).Commit()
         rows = torch.cat([plan.sends[q] for q in sorted(plan.sends)] or [torch.zeros(0, dtype=torch.int64)])
@@ -269,14 +361,36 @@ class Mpi:
         out = [len(plan.sends[q]) for q in sorted(plan.sends)]
         into = [plan.receives[q].stop - plan.receives[q].start for q in sorted(plan.receives)]
         halo = source[n:]
-        request = self.graphs[id(plan)][1].Ineighbor_alltoallv(
+        request = self.graphs[plan].Ineighbor_alltoallv(
             [sent.view(torch.uint8).numpy(), out, np.cumsum([0, *out[:-1]])[: len(out)], row],
             [halo.view(torch.uint8).numpy(), into, np.cumsum([0, *into[:-1]])[: len(into)], row],
         )
 
         def finish() -> None:
-            request.Wait()
+            until, looks = time.monotonic() + self.deadline_s, 0
+            while not request.Test():
+                looks += 1
+                if looks > SPINS:
+                    if time.monotonic() > until:
+                        self.unfinished.append((request, row, sent, source))
+                        raise PeerLost(
+                            f"one of the neighbor ranks {plan.neighbors} is late: no rows from it by MPI in {self.deadline_s:g} s"
+                        )
+                    time.sleep(PAUSE_S)
             row.Free()
-            assert sent is not None  # kept until now
 
         return finish
+
+
+def check_all_ranks(plan: ExchangePlan, rank: int, ranks: int, name: str) -> None:
+    """Raise ValueError unless the plan is this rank's, and one of all ranks of the group."""
+    if plan.rank != rank or len(plan.counts) != ranks or not plan.counts.all():
+        raise ValueError(
+            f"{name} takes part of all ranks of its group, but this is rank {rank} of {ranks}, and the plan is rank {plan.rank}'s for "
+            f"{int((plan.counts > 0).sum())} ranks with agents; number owners from 0 to {ranks - 1} as the group does, and give each rank agents"
+        )
+
+
+def check_on_cpu(device: torch.device, name: str) -> None:
+    if device.type != "cpu":
+        raise ValueError(f"{name} mixes rows in the memory of the host; got device {device}: take PointToPoint with an NCCL group")

@@ -8,6 +8,8 @@ from hypothesis import strategies as st
 from rigs.graphs import random_weights
 
 from marl_hpc.comm.exchange_plan import ExchangePlan
+from marl_hpc.comm.neighbors import hierarchical
+from marl_hpc.comm.transports import Nobody
 
 
 def plans_of(weights, owners):
@@ -86,3 +88,37 @@ def test_weights_and_owners_that_do_not_fit_are_refused(change, said):
     weights, owners = random_weights(6), np.array([0, 0, 0, 1, 1, 1])
     with pytest.raises(ValueError, match=said):
         ExchangePlan(*change(weights, owners))
+
+
+@settings(deadline=None)
+@given(cases(), st.integers(0, 1000))
+def test_plans_in_turn_have_their_rows_in_one_order_and_mix_as_their_own_matrices_say(case, seed):
+    weights, owners = case
+    others = random_weights(weights.shape[0], 4, seed, directed=True)
+    for rank in range(max(owners) + 1):
+        plans = ExchangePlan.in_turn([weights, others], owners, rank)
+        n = len(plans[0].agents)
+        for matrix, plan in zip((weights, others), plans, strict=True):
+            assert (plan.agents == plans[0].agents).all()
+            alone = ExchangePlan(matrix, owners, rank)
+            assert sorted(plan.halo) == sorted(alone.halo)  # nothing is sent because another matrix needs it
+            held = np.r_[plan.agents, plan.halo]
+            mine = plan.matrix(slice(0, n), torch.float64).to_dense().numpy()
+            assert (mine == matrix.toarray()[plan.agents][:, held]).all()
+            assert not mine[: plan.interior, n:].any()
+            for q, rows in plan.sends.items():
+                theirs = ExchangePlan.in_turn([weights, others], owners, q)[0 if matrix is weights else 1]
+                arriving = theirs.halo[np.arange(theirs.rows)[theirs.receives[rank]] - len(theirs.agents)]
+                assert (plan.agents[rows.numpy()] == arriving).all()
+
+
+def test_an_order_that_is_none_and_rows_of_different_orders_are_refused():
+    weights, owners = random_weights(6), np.array([0, 0, 0, 1, 1, 1])
+    for order in ([0, 1, 2, 3, 4, 4], [3, 4, 5, 0, 1, 2], [0, 1, 2]):
+        with pytest.raises(ValueError, match="order must name each agent once, those of rank 0 first"):
+            ExchangePlan(weights, owners, 0, order=np.array(order))
+    with pytest.raises(ValueError, match="no weights are given"):
+        ExchangePlan.in_turn([], owners, 0)
+    plans = [ExchangePlan(weights, owners, 0, order=np.array(order)) for order in ([0, 1, 2, 3, 4, 5], [1, 0, 2, 3, 4, 5])]
+    with pytest.raises(ValueError, match=r"make them together by ExchangePlan\.in_turn"):
+        hierarchical(torch.zeros(3, 2), plans, transports=[Nobody(), Nobody()])
