@@ -1,7 +1,9 @@
 """Exchanges that go wrong over real ranks: what is refused, who is named, and that no rank goes on with rows of another step."""
 
 import os
+import platform
 import signal
+import sys
 import time
 from pathlib import Path
 
@@ -14,9 +16,10 @@ from rigs.ranks import Ranks, together
 
 from marl_hpc import topology
 from marl_hpc.comm.exchange_plan import ExchangePlan
-from marl_hpc.comm.neighbors import Mixing, neighbor_allreduce
+from marl_hpc.comm.neighbors import Mixing, choose_transport, neighbor_allreduce, neighbor_gather
 from marl_hpc.comm.peers import PeerLost
-from marl_hpc.comm.transports import AllToAll, PointToPoint, SharedMemory
+from marl_hpc.comm.transports import AllToAll, Mpi, Nobody, PointToPoint, SharedMemory
+from marl_hpc.config import ConfigError
 
 AGENTS = 24
 KINDS = {"point-to-point": PointToPoint, "all-to-all": AllToAll, "shared memory": SharedMemory}
@@ -58,6 +61,26 @@ def test_after_a_neighbor_was_late_no_exchange_begins_that_might_read_another_st
     with Ranks(stopped_for_a_while, 2, kind, tmp_path) as started:
         assert "1" in started.answer(0, 20)
         assert "0" in started.answer(1, 20)  # it hears that rank 0 gave up, and doesn't go on alone
+
+
+def one_late_and_one_gone_quiet(rank, ranks):
+    plan = ring_plan(ranks, rank)
+    mixing = Mixing(plan, PointToPoint(deadline_s=2.0), 3)
+    mixing.step()
+    if rank == 1:
+        time.sleep(1.5)  # late, but in time
+    if rank == 2:
+        time.sleep(6)
+        return 0.0
+    begun = time.monotonic()
+    with pytest.raises(PeerLost, match="neighbor rank 2 is gone or late: no rows came from it" if rank == 0 else "neighbor rank"):
+        mixing.step()
+    return time.monotonic() - begun
+
+
+def test_a_deadline_is_for_all_neighbors_together():
+    with Ranks(one_late_and_one_gone_quiet, 3) as started:
+        assert 1.9 < started.answer(0, 20) < 3.2  # not 1.5 s for one and 2 s for the other
 
 
 def waiting_in_other_orders(rank, ranks):
@@ -142,8 +165,6 @@ def without_room(rank, ranks):
         os.memfd_create = refuse
     with pytest.raises(OSError, match="needs all ranks on one Linux host"):
         SharedMemory()
-    from marl_hpc.comm.neighbors import choose_transport
-
     return choose_transport(ring_plan(ranks, rank)).name
 
 
@@ -228,8 +249,27 @@ def refused(rank, ranks):
                 neighbor_allreduce(wrong, plan, transport=transport, **options)
         with torch.no_grad():
             torch.testing.assert_close(neighbor_allreduce(x.clone().requires_grad_(), plan, transport=transport), x)
+    with pytest.raises(ValueError, match="shared memory mixes rows in the memory of the host; got device cuda"):
+        Mixing(plan, SharedMemory(), 2, device="cuda")
+    platform.machine = lambda: "aarch64"
+    with pytest.raises(OSError, match="order of stores, and this is aarch64; take point-to-point"):
+        SharedMemory()
     dist.barrier()
 
 
 def test_plans_and_rows_that_do_not_fit_are_refused_before_anything_is_sent():
     together(refused, 2)
+
+
+def test_the_mpi_transport_says_what_it_needs(monkeypatch):
+    monkeypatch.setitem(sys.modules, "mpi4py", None)
+    with pytest.raises(ConfigError, match=r"needs mpi4py and an MPI library: pip install 'marl_hpc\[mpi\]'"):
+        Mpi()
+
+
+def test_one_rank_alone_is_refused_a_plan_of_several():
+    plan = ring_plan(2, 0)
+    with pytest.raises(ValueError, match="this is rank 0 of 1, and the plan is rank 0's for 2 ranks with agents"):
+        Mixing(plan, Nobody(), 2)
+    with pytest.raises(ValueError, match="whom transport Nobody doesn't reach"):
+        neighbor_gather(torch.ones(len(plan.agents), 2), plan, Nobody())
