@@ -32,13 +32,15 @@ def swept() -> Iterator[None]:
     """Afterward, the shared memory that MPICH leaves of a job that was killed is gone: what nobody maps."""
     before = set(SHARED.glob("mpich_shm_*"))
     yield
-    left = set(SHARED.glob("mpich_shm_*")) - before
-    for maps in Path("/proc").glob("[0-9]*/maps"):
-        with contextlib.suppress(OSError):
-            text = maps.read_text()
-            left -= {path for path in left if path.name in text}
-    for path in left:
-        path.unlink(missing_ok=True)
+    until = time.monotonic() + 5  # ranks may still be ending
+    while (left := set(SHARED.glob("mpich_shm_*")) - before) and time.monotonic() < until:
+        for maps in Path("/proc").glob("[0-9]*/maps"):
+            with contextlib.suppress(OSError):
+                text = maps.read_text()
+                left -= {path for path in left if path.name in text}
+        for path in left:
+            path.unlink(missing_ok=True)
+        time.sleep(0.1)
 
 
 @pytest.mark.parametrize("ranks", [2, 4])
