@@ -9,8 +9,7 @@ result has the same bits whatever the transport and however many ranks. `Mixing`
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -29,7 +28,8 @@ class Mixing:
     """Rows of this rank's agents in a buffer, and steps that mix them with their neighbors'.
 
     `rows` [n, P] are read and written in place between steps. A step's result lies in the other buffer: `rows` is another tensor after
-    it, and the old one is overwritten by the step after.
+    it, and the old one is overwritten by the step after. Where an exchange fails, `rows` are still those of the step before, and nothing
+    begins any more by that transport.
     """
 
     def __init__(
@@ -40,7 +40,8 @@ class Mixing:
             raise ValueError(
                 f"rows are mixed in torch.float32 or torch.float64; got {dtype}, in which rows of weights don't sum to one"
             )
-        self.buffers = transport.buffers(plan, width, dtype, torch.device(device))
+        with torch.inference_mode(False):  # or nobody could write to them outside it
+            self.buffers = transport.buffers(plan, width, dtype, torch.device(device))
         self.turn = 0
         shared, n = self.buffers.everybodys, len(plan.agents)
         # what may be written while neighbors still read: rows of the other buffer, if it is shared, that none of them needs
@@ -64,8 +65,11 @@ class Mixing:
             raise PeerLost(
                 f"{self.transport.lost}; ranks may be at different steps: start again with a new transport and new plans"
             )
-        with self._noting_failure():
+        try:
             self.finish_exchange = self.transport.begin(self.plan, self.buffers, self.turn)
+        except BaseException as error:
+            self._give_up(error)
+            raise
         self._mix(*self.weights[0])
 
     def finish(self) -> Tensor:
@@ -73,8 +77,11 @@ class Mixing:
         if self.finish_exchange is None:
             raise RuntimeError("no exchange is under way; start one first")
         finish, self.finish_exchange = self.finish_exchange, None
-        with self._noting_failure():
+        try:
             finish()
+        except BaseException as error:
+            self._give_up(error)
+            raise
         self._mix(*self.weights[1])
         self.turn = 1 - self.turn
         return self.rows
@@ -86,13 +93,9 @@ class Mixing:
             self.finish()
         return self.rows
 
-    @contextlib.contextmanager
-    def _noting_failure(self) -> Iterator[None]:
-        try:
-            yield
-        except BaseException as error:  # whatever it was, what neighbors did meanwhile isn't known
-            self.transport.lost = str(error) or type(error).__name__
-            raise
+    def _give_up(self, error: BaseException) -> None:
+        """Whatever went wrong in an exchange: how far neighbors went meanwhile isn't known."""
+        self.transport.lost = str(error) or type(error).__name__
 
     def _mix(self, rows: slice, weights: Tensor) -> None:
         if rows.start < rows.stop:
@@ -151,7 +154,7 @@ def neighbor_allreduce(
             f"out must be like x, {tuple(x.shape)} of {x.dtype} on {x.device}; got {tuple(out.shape)} of {out.dtype} on {out.device}"
         )
     out = torch.empty_like(x) if out is None else out
-    if columns is not None and out.data_ptr() != x.data_ptr():
+    if columns is not None and out is not x:
         out.copy_(x)
     read, into = (x, out) if columns is None else (x[:, columns], out[:, columns])
     mixing = mixing_of(plan, transport, read[:1].numel() if n else 0, x)
@@ -183,8 +186,12 @@ def choose_transport(plan: ExchangePlan, device: Any = "cpu", group: Any = None,
         return Nobody()
     if torch.device(device).type == "cuda":
         return PointToPoint(group, deadline_s)
-    with contextlib.suppress(OSError):  # on all ranks alike
+    try:
         return SharedMemory(group, deadline_s)
+    except PeerLost:  # an OSError, too
+        raise
+    except OSError:
+        pass  # on all ranks alike
     ranks = dist.get_world_size(group)
     busiest = torch.tensor(len(plan.neighbors))
     dist.all_reduce(busiest, dist.ReduceOp.MAX, group=group)

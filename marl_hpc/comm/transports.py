@@ -112,42 +112,59 @@ class PointToPoint:
             return lambda: None
         group = self.group
         peer = {q: global_rank(group, q) for q in sent.keys() | received.keys()}
-        kinds: list[tuple[str, int]] = [("from", q) for q in received] + [("to", q) for q in sent]
+        whose, works = [*received, *sent], []
+        failed: dict[int, RuntimeError] = {}
         if next(iter((sent or received).values())).is_cuda:
             ops = [dist.P2POp(dist.irecv, received[q], peer[q], group) for q in received]
             ops += [dist.P2POp(dist.isend, sent[q], peer[q], group) for q in sent]
             works = dist.batch_isend_irecv(ops)  # one operation where they are coalesced
-            kinds = kinds if len(works) == len(kinds) else [("with", q) for q in sorted(peer)][: len(works)]
+            whose = whose if len(works) == len(whose) else sorted(peer)[: len(works)]
         else:
-            works = []
-            for (way, q), tensor in zip(kinds, [*received.values(), *sent.values()], strict=True):
-                with naming(way, q):
-                    works.append((dist.irecv if way == "from" else dist.isend)(tensor, peer[q], group=group))
+            for q, tensor in [*received.items(), *sent.items()]:
+                try:
+                    start = dist.irecv if len(works) < len(received) else dist.isend
+                    works.append(start(tensor, peer[q], group=group))
+                except RuntimeError as error:
+                    works.append(None)
+                    failed.setdefault(q, error)
+            if failed:
+                raise lost(failed)
 
         def finish() -> None:
             until = time.monotonic() + self.deadline_s  # for all of them together
-            for (way, q), work in zip(kinds, works, strict=True):
-                with naming(way, q):
+            for q, work in zip(whose, works, strict=True):
+                try:
                     assert work is not None
                     work.wait(datetime.timedelta(seconds=max(1e-3, until - time.monotonic())))
+                except RuntimeError as error:
+                    if not failed:
+                        # whom this rank waited for first may have left only because another one died: see who else is gone
+                        until = time.monotonic() + 0.1
+                    if not failed or late(next(iter(failed.values()))) or not late(error):
+                        failed.setdefault(q, error)
+            if failed:
+                raise lost(failed)
             sent.clear()  # kept until now: messages are sent from where they lie
 
         return finish
 
 
-class naming:
-    """What goes wrong inside went wrong with that neighbor."""
+def late(error: RuntimeError) -> bool:
+    """Whether gloo waited in vain, rather than lost the connection."""
+    return "timed out" in str(error).lower()
 
-    def __init__(self, way: str, rank: int) -> None:
-        self.way, self.rank = way, rank
 
-    def __enter__(self) -> None: ...
+def lost(failed: dict[int, RuntimeError]) -> PeerLost:
+    said = str(next(iter(failed.values()))) or "no reason given"
+    return PeerLost(f"{neighbors_are(list(failed))} gone or late: no rows were exchanged ({said.splitlines()[0]})")
 
-    def __exit__(self, kind: Any, error: Any, trace: Any) -> None:
-        if isinstance(error, RuntimeError):
-            said = str(error).splitlines()[0] if str(error) else type(error).__name__
-            rows = {"from": "no rows came from it", "to": "it took no rows", "with": "no rows were exchanged"}[self.way]
-            raise PeerLost(f"neighbor rank {self.rank} is gone or late: {rows} ({said})") from error
+
+def neighbors_are(ranks: list[int]) -> str:
+    """
+    >>> neighbors_are([1]), neighbors_are([2, 0])
+    ('neighbor rank 1 is', 'neighbor ranks 0, 2 are')
+    """
+    return f"neighbor rank {ranks[0]} is" if len(ranks) == 1 else f"neighbor ranks {', '.join(map(str, sorted(ranks)))} are"
 
 
 class AllToAll:
@@ -180,8 +197,7 @@ class AllToAll:
                 said = str(error).splitlines()[0]
                 others = [q for q in ranks if q != plan.rank]
                 raise PeerLost(
-                    f"a rank of {others} is gone or late, a neighbor rank (of {plan.neighbors}) or another that the all-to-all needs, too: "
-                    f"no rows came ({said})"
+                    f"one of the ranks {others} is gone or late: neighbor ranks are {plan.neighbors}, but an all-to-all needs them all ({said})"
                 ) from error
             assert sent is not None  # kept until now
 
@@ -237,7 +253,7 @@ class SharedMemory:
             agreed = torch.tensor([memory is not None, size == size_bytes or memory is None], dtype=torch.int32)
             dist.all_reduce(agreed, dist.ReduceOp.MIN, group=self.group)
         except RuntimeError as error:
-            raise PeerLost(f"a rank of {self.ranks} is gone or late before memory could be shared ({error})") from error
+            raise PeerLost(f"one of {self.ranks} ranks is gone or late; memory can't be shared without it ({error})") from error
         finally:
             if fd >= 0:
                 os.close(fd)
@@ -278,11 +294,10 @@ class SharedMemory:
                     late = [q for q in late if self.counts[q] < count]  # after that: it may have come and ended since
                     gone = [q for q in gone if q in late]
                     if gone:
-                        raise PeerLost(f"neighbor rank {gone[0]} is gone: it came to exchange {self.counts[gone[0]]} of {count}")
+                        raise PeerLost(f"{neighbors_are(gone)} gone: {self.came(gone)} of {count}")
                     if late and time.monotonic() > until:
                         raise PeerLost(
-                            f"neighbor rank {late[0]} is late: it came to exchange {self.counts[late[0]]} of {count}, and no further in "
-                            f"{self.deadline_s:g} s"
+                            f"{neighbors_are(late)} late: {self.came(late)} of {count}, and no further in {self.deadline_s:g} s"
                         )
                 time.sleep(0 if looks < SPINS else PAUSE_S)
                 late = [q for q in late if self.counts[q] < count]
@@ -294,6 +309,9 @@ class SharedMemory:
                     )
 
         return finish
+
+    def came(self, ranks: list[int]) -> str:
+        return f"came to exchange {', '.join(str(self.counts[q]) for q in sorted(ranks))}"
 
 
 def host() -> int:
@@ -386,8 +404,8 @@ def check_all_ranks(plan: ExchangePlan, rank: int, ranks: int, name: str) -> Non
     """Raise ValueError unless the plan is this rank's, and one of all ranks of the group."""
     if plan.rank != rank or len(plan.counts) != ranks or not plan.counts.all():
         raise ValueError(
-            f"{name} takes part of all ranks of its group, but this is rank {rank} of {ranks}, and the plan is rank {plan.rank}'s for "
-            f"{int((plan.counts > 0).sum())} ranks with agents; number owners from 0 to {ranks - 1} as the group does, and give each rank agents"
+            f"this is rank {rank} of {ranks}, and the plan is rank {plan.rank}'s for {int((plan.counts > 0).sum())} ranks with agents, but "
+            f"transport {name!r} is for all ranks of its group: start as many, number owners as the group does, and give each rank agents"
         )
 
 

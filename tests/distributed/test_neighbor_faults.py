@@ -1,7 +1,9 @@
 """Exchanges that go wrong over real ranks: what is refused, who is named, and that no rank goes on with rows of another step."""
 
 import os
+import platform
 import signal
+import sys
 import time
 from pathlib import Path
 
@@ -14,9 +16,10 @@ from rigs.ranks import Ranks, together
 
 from marl_hpc import topology
 from marl_hpc.comm.exchange_plan import ExchangePlan
-from marl_hpc.comm.neighbors import Mixing, neighbor_allreduce
+from marl_hpc.comm.neighbors import Mixing, choose_transport, neighbor_allreduce, neighbor_gather
 from marl_hpc.comm.peers import PeerLost
-from marl_hpc.comm.transports import AllToAll, PointToPoint, SharedMemory
+from marl_hpc.comm.transports import AllToAll, Mpi, Nobody, PointToPoint, SharedMemory
+from marl_hpc.config import ConfigError
 
 AGENTS = 24
 KINDS = {"point-to-point": PointToPoint, "all-to-all": AllToAll, "shared memory": SharedMemory}
@@ -58,6 +61,59 @@ def test_after_a_neighbor_was_late_no_exchange_begins_that_might_read_another_st
     with Ranks(stopped_for_a_while, 2, kind, tmp_path) as started:
         assert "1" in started.answer(0, 20)
         assert "0" in started.answer(1, 20)  # it hears that rank 0 gave up, and doesn't go on alone
+
+
+def dead_before_memory_is_shared(rank, ranks):
+    if rank == 1:
+        os.kill(os.getpid(), signal.SIGKILL)
+    with pytest.raises(PeerLost, match="one of 2 ranks is gone or late; memory can't be shared without it"):
+        choose_transport(ring_plan(ranks, rank))
+
+
+def test_a_rank_that_dies_while_transports_are_chosen_is_no_reason_to_try_another():
+    with Ranks(dead_before_memory_is_shared, 2, timeout_s=5.0) as started:
+        started.answer(0, 20)
+
+
+def left_because_another_died(rank, ranks, kind):
+    """Rank 1 dies, rank 0 leaves for that, and rank 2 waits for rank 0's rows first."""
+    mixing = Mixing(ring_plan(ranks, rank), KINDS[kind](deadline_s=5.0), 3)
+    mixing.step()
+    if rank < 2:
+        time.sleep(0.7 if rank == 1 else 1.0)
+        os._exit(1)
+    mixing.start()
+    time.sleep(1.5)
+    with pytest.raises(PeerLost) as raised:
+        mixing.finish()
+    return str(raised.value)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_rank_that_left_because_another_died_does_not_take_the_blame_alone(kind):
+    with Ranks(left_because_another_died, 3, kind) as started:
+        said = started.answer(2, 20)
+    assert said.startswith(("neighbor ranks 0, 1 are gone", "one of the ranks [0, 1] is gone"))
+
+
+def one_late_and_one_gone_quiet(rank, ranks):
+    plan = ring_plan(ranks, rank)
+    mixing = Mixing(plan, PointToPoint(deadline_s=2.0), 3)
+    mixing.step()
+    if rank == 1:
+        time.sleep(1.5)  # late, but in time
+    if rank == 2:
+        time.sleep(6)
+        return 0.0
+    begun = time.monotonic()
+    with pytest.raises(PeerLost, match="neighbor rank 2 is gone or late: no rows were" if rank == 0 else "neighbor rank"):
+        mixing.step()
+    return time.monotonic() - begun
+
+
+def test_a_deadline_is_for_all_neighbors_together():
+    with Ranks(one_late_and_one_gone_quiet, 3) as started:
+        assert 1.9 < started.answer(0, 20) < 3.2  # not 1.5 s for one and 2 s for the other
 
 
 def waiting_in_other_orders(rank, ranks):
@@ -142,8 +198,6 @@ def without_room(rank, ranks):
         os.memfd_create = refuse
     with pytest.raises(OSError, match="needs all ranks on one Linux host"):
         SharedMemory()
-    from marl_hpc.comm.neighbors import choose_transport
-
     return choose_transport(ring_plan(ranks, rank)).name
 
 
@@ -157,7 +211,7 @@ def killed_while_mixing(rank, ranks):
     dist.barrier()
     if rank == 1:
         os.kill(os.getpid(), signal.SIGKILL)
-    with pytest.raises(PeerLost, match="neighbor rank 1 is gone: it came to exchange 1 of 2"):
+    with pytest.raises(PeerLost, match="neighbor rank 1 is gone: came to exchange 1 of 2"):
         mixing.step()
     return [line for line in Path("/proc/self/maps").read_text().splitlines() if "/dev/shm/" in line]
 
@@ -197,6 +251,11 @@ def mix_at_the_edge(rank, transport):
     out = torch.empty(2, 2, len(x), dtype=torch.float64).permute(2, 0, 1)
     assert neighbor_allreduce(several, plan, transport=transport, out=out) is out
     torch.testing.assert_close(out[0, :, 0], found.new_tensor([2.0, 4.0] if rank < 2 else [7.0, 14.0]))
+    # a matrix and buffers that were made in inference mode serve outside it, too
+    single = x.float()
+    with torch.inference_mode():
+        first = neighbor_allreduce(single, plan, transport=transport)
+    assert torch.equal(neighbor_allreduce(single, plan, transport=transport), first)
     # what lies in a buffer from before doesn't matter, whatever it is
     poisoned = neighbor_allreduce(torch.full_like(x, torch.nan), plan, transport=transport)
     assert poisoned.isnan().all()
@@ -228,8 +287,27 @@ def refused(rank, ranks):
                 neighbor_allreduce(wrong, plan, transport=transport, **options)
         with torch.no_grad():
             torch.testing.assert_close(neighbor_allreduce(x.clone().requires_grad_(), plan, transport=transport), x)
+    with pytest.raises(ValueError, match="shared memory mixes rows in the memory of the host; got device cuda"):
+        Mixing(plan, SharedMemory(), 2, device="cuda")
+    platform.machine = lambda: "aarch64"
+    with pytest.raises(OSError, match="order of stores, and this is aarch64; take point-to-point"):
+        SharedMemory()
     dist.barrier()
 
 
 def test_plans_and_rows_that_do_not_fit_are_refused_before_anything_is_sent():
     together(refused, 2)
+
+
+def test_the_mpi_transport_says_what_it_needs(monkeypatch):
+    monkeypatch.setitem(sys.modules, "mpi4py", None)
+    with pytest.raises(ConfigError, match=r"needs mpi4py and an MPI library: pip install 'marl_hpc\[mpi\]'"):
+        Mpi()
+
+
+def test_one_rank_alone_is_refused_a_plan_of_several():
+    plan = ring_plan(2, 0)
+    with pytest.raises(ValueError, match="this is rank 0 of 1, and the plan is rank 0's for 2 ranks with agents"):
+        Mixing(plan, Nobody(), 2)
+    with pytest.raises(ValueError, match="whom transport Nobody doesn't reach"):
+        neighbor_gather(torch.ones(len(plan.agents), 2), plan, Nobody())

@@ -1,8 +1,10 @@
 """The exchange with neighbors under a real mpiexec, with no torch.distributed."""
 
+import contextlib
 import os
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +17,7 @@ from marl_hpc.comm.transports import Nobody
 
 pytestmark = pytest.mark.usefixtures("mpi")
 
+SHARED = Path("/dev/shm")
 PROGRAM = exchanging_by_mpi.__file__
 ENVIRONMENT = {"PYTHONPATH": os.pathsep.join([str(program.ROOT), str(program.ROOT / "tests")])}
 
@@ -22,6 +25,22 @@ ENVIRONMENT = {"PYTHONPATH": os.pathsep.join([str(program.ROOT), str(program.ROO
 def launched(ranks: int, folder: Path, fault: str = "none"):
     argv = ["mpiexec", "-n", str(ranks), sys.executable, PROGRAM, str(folder), fault]
     return program.start(argv, cwd=folder, env=ENVIRONMENT)
+
+
+@pytest.fixture
+def swept() -> Iterator[None]:
+    """Afterward, the shared memory that MPICH leaves of a job that was killed is gone: what nobody maps."""
+    before = set(SHARED.glob("mpich_shm_*"))
+    yield
+    until = time.monotonic() + 5  # ranks may still be ending
+    while (left := set(SHARED.glob("mpich_shm_*")) - before) and time.monotonic() < until:
+        for maps in Path("/proc").glob("[0-9]*/maps"):
+            with contextlib.suppress(OSError):
+                text = maps.read_text()
+                left -= {path for path in left if path.name in text}
+        for path in left:
+            path.unlink(missing_ok=True)
+        time.sleep(0.1)
 
 
 @pytest.mark.parametrize("ranks", [2, 4])
@@ -37,6 +56,7 @@ def test_ranks_of_mpi_give_the_bits_of_one_rank(ranks: int, tmp_path: Path) -> N
         assert (found == rows[np.argsort(alone[0].agents)]).all()
 
 
+@pytest.mark.usefixtures("swept")
 def test_a_rank_that_stands_still_is_an_error_at_the_deadline_that_names_it(tmp_path: Path) -> None:
     started = launched(2, tmp_path, "stop")
     started.process.wait(60)
@@ -47,6 +67,7 @@ def test_a_rank_that_stands_still_is_an_error_at_the_deadline_that_names_it(tmp_
     assert_gone(int((tmp_path / "pid1").read_text()))
 
 
+@pytest.mark.usefixtures("swept")
 def test_a_rank_that_dies_ends_the_job_and_no_rank_goes_on_with_old_rows(tmp_path: Path) -> None:
     started = launched(3, tmp_path, "die")
     assert started.process.wait(60) != 0
