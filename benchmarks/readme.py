@@ -494,6 +494,14 @@ def neighbors() -> list[str]:
             for way in ways
         ]
         lines.append(f"| {case} | {row['memory copy']:.2f} | " + " | ".join(cells) + " |")
+    if claims := record.get("claims"):
+        lines += ["", "| over all cases, those left out above too | aim | held in | median | worst |", "|---|---|---|---|---|"]
+        lines += [
+            f"| {row['claim']} | at {row['allowed']} {row['bound']:g} | {row['held']} of {row['cases']} | {row['median']:.2f} | "
+            f"{row['worst']:.2f} ({row['worst_case']}) |"
+            for row in claims
+            if row["cases"]
+        ]
     return lines
 
 
