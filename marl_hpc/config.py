@@ -167,7 +167,9 @@ class Population:
     power: float = 2.0  # opponents are met in proportion to (1 - the newest one's rate of wins)^power (Vinyals et al. 2019)
     # where payoffs come from: exact (computed) | simulated | auto (computed where the game can be written down whole)
     payoffs: str = "auto"
-    half_width: float = 0.05  # simulated: of the 95 % interval of a cell's mean, in units of return, at which it is done
+    # simulated: of 95 % intervals, in units of return, at which enough episodes were played; psro: of what each policy returns against
+    # those that are met, so cells that nobody meets stay at min_episodes; league: of each cell's mean
+    half_width: float = 0.05
     min_episodes: int = 100  # of a cell
     max_episodes: int = 1000
     cache: int = 64  # frozen policies that a rollout worker keeps in memory

@@ -22,7 +22,9 @@ Cell = tuple[int, ...]
 class Sampling:
     """How cells are estimated from episodes."""
 
-    half_width: float  # of the mean's interval, in units of return: a cell is done when every player's is at most this wide
+    # of the mean's interval, in units of return: a cell is done when every player's is at most this wide; math.inf: when it has
+    # min_episodes, until `PayoffTable.refine` asks for more
+    half_width: float
     confidence: float = 0.95  # of that interval; by the normal distribution
     min_episodes: int = 100
     max_episodes: int = 10_000  # done at the latest then, whatever the interval

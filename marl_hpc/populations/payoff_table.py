@@ -8,7 +8,7 @@ the caller's, in seconds. Pure NumPy.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from statistics import NormalDist
 from typing import Any, NamedTuple
@@ -70,6 +70,7 @@ class PayoffTable:
         self._squares = np.zeros((players, *none))  # sums of squared differences from the mean
         # in how many episodes, or exactly with which probability, the first position returns more than the second
         self._beats = np.zeros((players, players, *none))
+        self._wanted = np.zeros(none, np.int64)  # batches that a cell has at least
         self._open: dict[Cell, _Open] = {}
 
     @property
@@ -92,9 +93,10 @@ class PayoffTable:
             return
         old = self.sizes
         inside = tuple(slice(size) for size in old)
-        for name in ("_done", "_exact", "_episodes", "_mean", "_squares", "_beats"):
+        for name in ("_done", "_exact", "_episodes", "_mean", "_squares", "_beats", "_wanted"):
             array = getattr(self, name)
-            grown = np.zeros((*array.shape[: array.ndim - len(old)], *new), array.dtype)
+            first = self._first_batches if name == "_wanted" else 0
+            grown = np.full((*array.shape[: array.ndim - len(old)], *new), first, array.dtype)
             grown[..., *inside] = array
             setattr(self, name, grown)
         added = np.ones(new, bool)
@@ -121,7 +123,7 @@ class PayoffTable:
                     leases.append(Lease(cell, batch, sampling.batch, deadline_s))
         deadline_s = now_s + sampling.lease_s
         while len(leases) < count:
-            free = ((self._next_batch(entry, now_s), cell) for cell, entry in self._open.items())
+            free = ((self._next_batch(cell, now_s), cell) for cell in self._open)
             chosen = min(((*place, cell) for place, cell in free if place is not None), default=None)
             if chosen is None:
                 break
@@ -157,9 +159,20 @@ class PayoffTable:
         while place in self._open and entry.merged in entry.waiting:
             self._merge(place, entry.merged, entry.waiting.pop(entry.merged))
             entry.merged += 1
-            if entry.merged == self._batches or self._tight(place):
+            if entry.merged == self._batches or (entry.merged >= self._wanted[place] and self._tight(place)):
                 self._finish(place)
         return True
+
+    def refine(self, cells: Iterable[Sequence[int]]) -> int:
+        """Open those of these simulated cells again that may have more episodes, for twice as many as they have; how many that are."""
+        opened = 0
+        for place in map(self._checked_cell, cells):
+            merged = int(self._episodes[place]) // self._checked_sampling().batch
+            if self._done[place] and not self._exact[place] and merged < self._batches:
+                self._done[place], self._wanted[place] = False, min(2 * merged, self._batches)
+                self._open[place] = _Open(merged)
+                opened += 1
+        return opened
 
     def fill(self, cells: Any, means: Any, beats: Any | None = None) -> None:
         """Take what is known exactly: `cells` [M, players], their means [M, players] by position, and the probabilities `beats` [M,
@@ -202,16 +215,25 @@ class PayoffTable:
 
     def known_payoffs(self) -> np.ndarray:
         """[players, *sizes]: as `payoffs`, NaN where a cell isn't done."""
-        mean = np.where(self._done, self._mean, np.nan)
+        return self._by_player(np.where(self._done, self._mean, np.nan))
+
+    def errors(self) -> np.ndarray:
+        """[players, *sizes]: squared standard errors of the payoffs, 0 where they are exact, infinite below two episodes."""
+        episodes = np.where(self._episodes > 1, self._episodes, 2)
+        errors = self._squares / (episodes - 1) / episodes
+        return self._by_player(np.where(self._exact | (self._episodes > 1), errors, np.inf))
+
+    def _by_player(self, values: np.ndarray) -> np.ndarray:
+        """Of every profile from what is kept of cells by position; both [players, *sizes]."""
         cells = np.indices(self.sizes)
         if len(self._seatings) == 1:
-            return mean
+            return values
         positions = np.empty_like(cells)  # of each player in the sorted cell
         for players in sharing(self.populations):
             order = np.argsort(cells[players], 0, kind="stable")
             positions[players] = np.array(players)[np.argsort(order, 0)]
             cells[players] = np.sort(cells[players], 0)
-        return np.stack([mean[positions[i], *cells] for i in range(len(cells))])
+        return np.stack([values[positions[i], *cells] for i in range(len(cells))])
 
     def comparisons(self) -> dict[Cell, tuple[int, np.ndarray]]:
         """For each cell about which something is known (episodes, in how many of them the row's position returned more than the
@@ -235,6 +257,7 @@ class PayoffTable:
             "mean": self._mean.copy(),
             "squares": self._squares.copy(),
             "beats": self._beats.copy(),
+            "wanted": self._wanted.copy(),
             "waiting_for": np.array([(*cell, batch) for cell, batch, _ in waiting], np.int64).reshape(len(waiting), players + 1),
             "waiting": np.array([values for *_, values in waiting]).reshape(len(waiting), episodes, players),
         }
@@ -260,6 +283,7 @@ class PayoffTable:
             )
         self._done, self._exact, self._episodes = arrays["done"], arrays["exact"], arrays["episodes"]
         self._mean, self._squares, self._beats = arrays["mean"], arrays["squares"], arrays["beats"]
+        self._wanted = arrays["wanted"]
         self._open = {}
         for cell in map(tuple, np.argwhere(~self._done).tolist()):
             if cell == canonical(self.populations, cell):
@@ -272,13 +296,18 @@ class PayoffTable:
         """How many a cell has at most."""
         return math.ceil(self._checked_sampling().max_episodes / self._checked_sampling().batch)
 
-    def _next_batch(self, entry: _Open, now_s: float) -> tuple[int, int] | None:
+    @property
+    def _first_batches(self) -> int:
+        return 0 if self.sampling is None else math.ceil(self.sampling.min_episodes / self.sampling.batch)
+
+    def _next_batch(self, cell: Cell, now_s: float) -> tuple[int, int] | None:
         """(how many batches it is ahead of what is surely needed, the first batch that nobody has), None where there is none."""
-        sampling = self._checked_sampling()
-        for batch in range(entry.merged, self._batches):
+        entry = self._open[cell]
+        bounded = math.isfinite(self._checked_sampling().half_width)
+        for batch in range(entry.merged, self._batches if bounded else int(self._wanted[cell])):
             held = batch in entry.leases and entry.leases[batch][1] > now_s
             if not held and batch not in entry.waiting:
-                needed = max(entry.merged, math.ceil(sampling.min_episodes / sampling.batch) - 1)
+                needed = max(entry.merged, int(self._wanted[cell]) - 1)
                 return max(0, batch - needed), batch
         return None
 
@@ -300,8 +329,7 @@ class PayoffTable:
         self._episodes[cell] = before + count
 
     def _tight(self, cell: Cell) -> bool:
-        sampling = self._checked_sampling()
-        return self._episodes[cell] >= sampling.min_episodes and bool((self._half_width(cell) <= sampling.half_width).all())
+        return bool((self._half_width(cell) <= self._checked_sampling().half_width).all())
 
     def _half_width(self, cell: Cell) -> np.ndarray:
         # where seats rotate, the differences between them are counted as if they were noise: too wide, never too narrow

@@ -7,8 +7,9 @@ or when, and a run that goes on from a checkpoint comes to the same.
 
 from __future__ import annotations
 
+import math
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -20,6 +21,7 @@ from marl_hpc.config import Population
 from marl_hpc.metrics import Clock
 from marl_hpc.populations import Lease, Member, PayoffTable, PolicyId, PolicyPopulation, Sampling, cross_play
 from marl_hpc.populations.cells import sharing
+from marl_hpc.populations.precision import loose_cells
 from marl_hpc.populations.schemes import SCHEMES, Known, Meeting, Strategy
 from marl_hpc.roles.clients import World, _Client
 from marl_hpc.roles.parameter import ParameterShard, belonging
@@ -44,6 +46,9 @@ class PopulationShard(ParameterShard):
         if state:
             self.population.load_state({key: x.numpy() for key, x in belonging(state, "population").items()})
             self.payoffs.load_state({key: x.numpy() for key, x in belonging(state, "table").items()})
+            saved = belonging(state, "strategy")
+            stages = {key.partition(".")[0] for key in saved}
+            self.strategies = {int(stage): unpacked(belonging(saved, stage)) for stage in stages}
 
     def admit(self, member: tuple[Any, ...]) -> None:
         """A policy is frozen, and its values are pinned. Repeating it changes nothing."""
@@ -60,8 +65,9 @@ class PopulationShard(ParameterShard):
     def _work(self, owner: str, stage: int) -> dict[str, Any] | None:
         if not self._frozen(stage):
             return None
-        if self.section.name in TABLE:
+        if self.section.name in TABLE and stage not in self.strategies:
             self.payoffs.grow((stage + 1,) * len(self.payoffs.populations))
+            self._refine(stage)
             missing, now_s = self.payoffs.missing(), time.monotonic()
             if len(missing) and self.exact:
                 if self.computing is not None and self.computing[0] != owner and self.computing[1] > now_s:
@@ -90,7 +96,7 @@ class PopulationShard(ParameterShard):
         """{"strategy"} of a stage; where it isn't known yet, waits or answers {}."""
 
         def ready() -> dict[str, Any] | None:
-            if self._frozen(stage) and self._complete(stage):
+            if stage in self.strategies or (self._frozen(stage) and self.section.name not in TABLE):
                 return {"strategy": packed(self._strategy(stage))}
             return None if wait else {}
 
@@ -106,6 +112,14 @@ class PopulationShard(ParameterShard):
         with self.parking.lock:
             return tensors(self.payoffs.state())
 
+    def _refine(self, stage: int) -> None:
+        """Ask for more episodes of the cells that a stage's strategy rests on, as long as they are too uncertain for that."""
+        if self.section.name == "psro" and not self.exact and self._complete(stage):
+            errors = self.payoffs.errors()[(slice(None), *self._here(stage))]
+            loose = loose_cells(self.payoffs.populations, self._strategy(stage).meetings, errors, self.section.half_width)
+            if self.payoffs.refine(loose):
+                del self.strategies[stage]
+
     def _frozen(self, stage: int) -> bool:
         return min(self.population.sizes) > stage
 
@@ -113,30 +127,38 @@ class PopulationShard(ParameterShard):
         """Whether every cell among the members of a stage is done."""
         if self.section.name not in TABLE:
             return True
-        here = (slice(stage + 1),) * len(self.payoffs.populations)
-        return min(self.payoffs.sizes) > stage and not np.isnan(self.payoffs.known_payoffs()[(slice(None), *here)]).any()
+        return min(self.payoffs.sizes) > stage and not np.isnan(self._known(stage)).any()
+
+    def _known(self, stage: int) -> np.ndarray:
+        """Payoffs [players, *sizes] among the members of a stage."""
+        return self.payoffs.known_payoffs()[(slice(None), *self._here(stage))]
+
+    def _here(self, stage: int) -> tuple[slice, ...]:
+        return (slice(stage + 1),) * len(self.payoffs.populations)
 
     def _strategy(self, stage: int) -> Strategy:
         if stage not in self.strategies:
             sizes = (stage + 1,) * len(self.payoffs.populations)
             payoffs = wins = None
             if self.section.name in TABLE:
-                payoffs = self.payoffs.known_payoffs()[(slice(None), *map(slice, sizes))]
+                payoffs = self._known(stage)
                 wins = rates_of_wins(self.payoffs, stage)
             self.strategies[stage] = SCHEMES[self.section.name](Known(sizes, payoffs, wins), self.section)
         return self.strategies[stage]
 
     def more_state(self) -> dict[str, Tensor]:
         record = {f"population.{key}": x for key, x in tensors(self.population.state()).items()}
-        return record | {f"table.{key}": x for key, x in tensors(self.payoffs.state()).items()}
+        record |= {f"table.{key}": x for key, x in tensors(self.payoffs.state()).items()}
+        for stage, strategy in self.strategies.items():
+            record |= {f"strategy.{stage}.{key}": x for key, x in packed(strategy).items()}
+        return record
 
 
 def sampling(section: Population, populations: Sequence[int]) -> Sampling:
     rotation = int(np.prod([np.prod(np.arange(1, len(group) + 1)) for group in sharing(populations)]))
     batch = -(-BATCH // rotation) * rotation
-    return Sampling(
-        half_width=section.half_width, min_episodes=section.min_episodes, max_episodes=section.max_episodes, batch=batch
-    )
+    half_width = math.inf if section.name == "psro" else section.half_width  # there the solution says which cells take more
+    return Sampling(half_width=half_width, min_episodes=section.min_episodes, max_episodes=section.max_episodes, batch=batch)
 
 
 def rates_of_wins(table: PayoffTable, stage: int) -> list[list[np.ndarray]]:
@@ -155,20 +177,21 @@ def rates_of_wins(table: PayoffTable, stage: int) -> list[list[np.ndarray]]:
     return rates
 
 
-def packed(strategy: Strategy) -> dict[str, Any]:
-    """As it is sent."""
-    return {
-        "meetings": [
-            (torch.from_numpy(np.ascontiguousarray(m.profiles)), torch.from_numpy(np.array(m.weights))) for m in strategy.meetings
-        ],
-        "live": strategy.live,
-        "mixtures": [torch.from_numpy(np.array(mixture)) for mixture in strategy.mixtures],
-    }
+def packed(strategy: Strategy) -> dict[str, Tensor]:
+    """As it is sent and saved."""
+    record = {"live": torch.tensor(strategy.live, dtype=torch.float64)}
+    for player, (meeting, mixture) in enumerate(zip(strategy.meetings, strategy.mixtures, strict=True)):
+        record |= tensors(
+            {f"profiles.{player}": meeting.profiles, f"weights.{player}": meeting.weights, f"mixture.{player}": mixture}
+        )
+    return record
 
 
-def unpacked(record: dict[str, Any]) -> Strategy:
-    meetings = tuple(Meeting(profiles.numpy(), weights.numpy()) for profiles, weights in record["meetings"])
-    return Strategy(meetings, record["live"], tuple(mixture.numpy() for mixture in record["mixtures"]))
+def unpacked(record: Mapping[str, Tensor]) -> Strategy:
+    players = sum(key.startswith("mixture.") for key in record)
+    arrays = {key: x.numpy() for key, x in record.items()}
+    meetings = tuple(Meeting(arrays[f"profiles.{i}"], arrays[f"weights.{i}"]) for i in range(players))
+    return Strategy(meetings, float(arrays["live"]), tuple(arrays[f"mixture.{i}"] for i in range(players)))
 
 
 def tensors(arrays: dict[str, np.ndarray]) -> dict[str, Tensor]:
