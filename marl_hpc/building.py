@@ -26,6 +26,7 @@ from marl_hpc.games import Game
 from marl_hpc.keyed_random import GROUP, integer
 from marl_hpc.messages import connect
 from marl_hpc.metrics import Clock
+from marl_hpc.populations.schemes import BEST_RESPONSES, begins
 from marl_hpc.roles.acting import Inference, OwnVersions
 from marl_hpc.roles.assign import nearest
 from marl_hpc.roles.asynchronous import AsynchronousLearner, AsynchronousWorker, Share
@@ -146,7 +147,8 @@ class Builder:
             records = Records(section, self.players, folder, self.frozen(values, client), client, self.game, noted)
         populations = dict(zip((p.population for p in self.players), populations_of(self.players), strict=True))
         by_name = {self.plans[place].interface.name: number for place, number in populations.items()}
-        return Growth(section, by_name, values, client, records)
+        places = {self.plans[place].interface.name: place for place in populations}
+        return Growth(section, by_name, values, client, self.players, places, records, self.config.seed)
 
     def dataset(self, index: int) -> DatasetShard:
         consumers = sum(len(hosts) for hosts in self.interfaces.values())
@@ -161,7 +163,7 @@ class Builder:
             self.config.seed,
             self.queue_bytes,
             self.division.bring(workers),
-            self.begins_stage if self.config.population.name == "psro" else lambda iteration: False,
+            self.begins_stage,
             self.reservoirs(workers),
         )
         return self.loaded(shard)
@@ -178,8 +180,10 @@ class Builder:
         }
 
     def begins_stage(self, iteration: int) -> bool:
-        """Whether what agents learn from changes with this iteration, since their opponents do."""
-        return iteration > 0 and self.schedule.ends_stage(iteration - 1)
+        """Whether what agents learned from before this iteration is of no use any more: they begin to answer others."""
+        section, stage = self.config.population, self.schedule.stage(iteration)
+        answers = section.name in BEST_RESPONSES and (section.name != "anytime_psro" or begins(section, 0, stage))
+        return answers and iteration > 0 and self.schedule.ends_stage(iteration - 1)
 
     @property
     def queue_bytes(self) -> float:

@@ -144,7 +144,8 @@ class Topology:
 class Population:
     """Policies that are kept and meet one another. Which scheme takes which option stands in POPULATION_OPTIONS."""
 
-    name: str = "none"  # none | self_play | fictitious_play | delta_uniform | league | psro | anytime_psro | nfsp
+    # none | self_play | fictitious_play | delta_uniform | league | psro | pipeline_psro | anytime_psro | nfsp
+    name: str = "none"
     # learned: by the algorithm, against opponents drawn once an episode | exact: best responses and payoffs are computed, in games that
     # can be written down whole
     oracle: str = "learned"
@@ -164,6 +165,11 @@ class Population:
     live: float = 0.5  # the share of episodes in which all play as they learn; in the others one does, against frozen policies
     delta: float = 0.5  # the share of the newest frozen policies that is met (Bansal et al. 2018)
     anticipatory: float = 0.1  # η: the share of episodes in which a player acts by its best response (Heinrich & Silver 2016)
+    # who learns beside the main agents (Vinyals et al. 2019): main, against them alone | league, against everybody
+    exploiters: list[str] = field(default_factory=list)
+    levels: int = 2  # that learn side by side, each against those below it (McAleer et al. 2020)
+    updates: int = 10  # stages that a best response is learned for, while its opponents' mixture is updated (McAleer et al. 2022)
+    lag: int = 0  # 1: the newest policies' payoffs are simulated while others learn, who meet them a stage later
     power: float = 2.0  # opponents are met in proportion to (1 - the newest one's rate of wins)^power (Vinyals et al. 2019)
     # where payoffs come from: exact (computed) | simulated | auto (computed where the game can be written down whole)
     payoffs: str = "auto"
@@ -216,7 +222,17 @@ CHOICES = {
     "topology.mix": ("critic", "all", "none"),
     "topology.partition": ("keep", "rcm", "metis"),
     "topology.transport": ("auto", "shared_memory", "all_to_all", "point_to_point"),
-    "population.name": ("none", "self_play", "fictitious_play", "delta_uniform", "league", "psro", "anytime_psro", "nfsp"),
+    "population.name": (
+        "none",
+        "self_play",
+        "fictitious_play",
+        "delta_uniform",
+        "league",
+        "psro",
+        "pipeline_psro",
+        "anytime_psro",
+        "nfsp",
+    ),
     "population.oracle": ("learned", "exact"),
     "population.start": (None, "network", "pure", "uniform", "random"),
     "population.payoffs": ("auto", "exact", "simulated"),
@@ -350,17 +366,24 @@ def computes_population(config: Config) -> bool:
     return config.population.name != "none" and config.population.oracle == "exact"
 
 
+EXPLOITERS = ("main", "league")
 SIMULATED = ("half_width", "min_episodes", "max_episodes")
-LEARNED_ONLY = ("every_steps", "greedy", "fresh", "live", "delta", "anticipatory", "power", "payoffs", *SIMULATED, "cache")
+LEARNED_ONLY = (
+    "every_steps", "greedy", "fresh", "live", "delta", "anticipatory", "exploiters", "levels", "updates", "lag", "power", "payoffs",
+    *SIMULATED, "cache",
+)  # fmt: skip
 EXACT_ONLY = ("iterations", "tolerance", "regret_steps")
 POPULATION_OPTIONS = {  # whose they are; others are everybody's
-    "meta_solver": ("psro",), "meta_options": ("psro",), "regret_steps": ("anytime_psro",), "live": ("delta_uniform", "league"),
-    "delta": ("delta_uniform",), "anticipatory": ("nfsp",), "fresh": ("psro", "fictitious_play", "delta_uniform", "league"), "power": ("league",),
-    **dict.fromkeys(("payoffs", *SIMULATED), ("psro", "league")),
+    **dict.fromkeys(("meta_solver", "meta_options"), ("psro", "pipeline_psro")), "regret_steps": ("anytime_psro",),
+    "live": ("delta_uniform", "league"), "delta": ("delta_uniform",), "anticipatory": ("nfsp",), "power": ("league",), "exploiters": ("league",),
+    "fresh": ("psro", "pipeline_psro", "anytime_psro", "fictitious_play", "delta_uniform", "league"),
+    "levels": ("pipeline_psro",), "updates": ("anytime_psro",),
+    **dict.fromkeys(("payoffs", "lag", *SIMULATED), ("psro", "pipeline_psro", "anytime_psro", "league")),
 }  # fmt: skip
 ORACLES = {
     "self_play": ("learned", "exact"), "fictitious_play": ("learned", "exact"), "psro": ("learned", "exact"),
-    "delta_uniform": ("learned",), "league": ("learned",), "nfsp": ("learned",), "anytime_psro": ("exact",),
+    "delta_uniform": ("learned",), "league": ("learned",), "pipeline_psro": ("learned",), "nfsp": ("learned",),
+    "anytime_psro": ("learned", "exact"),
 }  # fmt: skip
 
 
@@ -387,12 +410,16 @@ def check_population(config: Config) -> None:
                 raise ConfigError(f"population.{f.name}={value} is about population.oracle={needed}; got {oracle}: leave it out")
     if name == "none":
         return
-    for key in ("iterations", "regret_steps", "every_steps", "cache"):
+    for key in ("iterations", "regret_steps", "every_steps", "cache", "levels", "updates"):
         if getattr(population, key) < 1:
             raise ConfigError(f"population.{key}={getattr(population, key)} must be 1 or more")
     for key in ("tolerance", "power"):
         if not getattr(population, key) >= 0:
             raise ConfigError(f"population.{key}={getattr(population, key)} must be 0 or more")
+    if population.lag not in (0, 1):
+        raise ConfigError(f"population.lag={population.lag} must be 0 or 1")
+    if unknown := [kind for kind in population.exploiters if kind not in EXPLOITERS]:
+        raise ConfigError(f"population.exploiters has {', '.join(map(str, unknown))}; known: {', '.join(EXPLOITERS)}")
     if not 0 < population.anticipatory <= 1:
         raise ConfigError(f"population.anticipatory={population.anticipatory} must lie between 0 and 1, and above 0")
     if not 0 <= population.live <= 1 or not 0 < population.delta <= 1:

@@ -11,8 +11,8 @@ import numpy as np
 # What a number is drawn for; part of every key, so that no two uses share a stream.
 (
     EPISODE, ACTION, EVALUATION_EPISODE, EVALUATION_ACTION, MINIBATCH, INITIALIZATION, GROUP, REPLAY, PAYOFF_EPISODE, NEXT_ACTION,
-    OPPONENT, PAYOFF_ACTION, RESERVOIR,
-) = range(13)  # fmt: skip
+    OPPONENT, PAYOFF_ACTION, RESERVOIR, RESET,
+) = range(14)  # fmt: skip
 
 
 def generator(*key: int) -> np.random.Generator:

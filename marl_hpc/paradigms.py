@@ -11,6 +11,7 @@ from marl_hpc import algorithms
 from marl_hpc.agents import AgentInterface, IndependentAgent, NetworkedAgent, TeamAgent
 from marl_hpc.config import Config, ConfigError
 from marl_hpc.neighborhoods import neighbors_of
+from marl_hpc.populations.schemes import lines_of
 from marl_hpc.types import EnvSpec, GroupSpec, InterfaceSpec
 
 
@@ -111,10 +112,16 @@ def plan(config: Config, spec: EnvSpec) -> list[Plan]:
                 interface = replace(interface, neighbors=neighbors_of(config.topology, spec, next(iter(members))))
         algorithm.check(options, interface, config.rollout.fragment)
         plans.append(Plan(interface, paradigm.agent, algorithm, options))
+    plans = [p._replace(interface=lined(p.interface, line)) for line in range(lines_of(config.population)) for p in plans]
     names = [name for p in plans for name in p.interface.policies]
     if len(set(names)) < len(names):
         raise ConfigError(f"interfaces have policies of the same name: {', '.join(names)}; rename an interface or a group")
     return plans
+
+
+def lined(interface: InterfaceSpec, line: int) -> InterfaceSpec:
+    """That interface for another policy of the same agents."""
+    return replace(interface, name=f"{interface.name}+{line}", line=line) if line else interface
 
 
 def check_stacked(algorithm: type, interface: InterfaceSpec) -> None:

@@ -134,6 +134,8 @@ class InterfaceSpec:
     state_size: int = 0
     modes: bool = False  # agents act in one of two ways, by episode: see `algorithms.nfsp`
     joint_agents: tuple[str, ...] = ()  # whose actions, in this order, critics see as the joint action; () where none does
+    # in populations several policies of the same agents may learn side by side; those of line 0 are what agents act by outside
+    line: int = 0
 
     @property
     def agents(self) -> tuple[str, ...]:
@@ -145,9 +147,15 @@ class InterfaceSpec:
         return self.part_of or self.name
 
     @property
+    def foremost(self) -> str:
+        """The name of the interface of line 0."""
+        return self.name.removesuffix(f"+{self.line}")
+
+    @property
     def policies(self) -> dict[str, tuple[GroupSpec, ...]]:
         """The groups that each policy plays."""
-        return {self.name: self.groups} if self.joint_policy else {group.name: (group,) for group in self.groups}
+        end = f"+{self.line}" if self.line else ""
+        return {self.name: self.groups} if self.joint_policy else {group.name + end: (group,) for group in self.groups}
 
 
 @dataclass(frozen=True, kw_only=True)

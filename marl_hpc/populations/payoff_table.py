@@ -70,7 +70,7 @@ class PayoffTable:
         self._squares = np.zeros((players, *none))  # sums of squared differences from the mean
         # in how many episodes, or exactly with which probability, the first position returns more than the second
         self._beats = np.zeros((players, players, *none))
-        self._wanted = np.zeros(none, np.int64)  # batches that a cell has at least
+        self._wanted = np.zeros(none, np.int64)  # batches that a cell has at least; 0: nobody asked for it
         self._open: dict[Cell, _Open] = {}
 
     @property
@@ -78,9 +78,10 @@ class PayoffTable:
         """How many policies each player chooses from."""
         return self._done.shape
 
-    def grow(self, sizes: Sequence[int]) -> None:
-        """Make room for populations of these sizes, one for each player. Raises ValueError where they would shrink, or where players
-        of one population have different ones."""
+    def grow(self, sizes: Sequence[int], needed: np.ndarray | None = None) -> None:
+        """Make room for populations of these sizes, one for each player, and ask for the cells where `needed` [*sizes] (and for those
+        that were asked for before); by default for all. Raises ValueError where populations would shrink, or where players of one
+        population have different sizes."""
         new = tuple(int(size) for size in sizes)
         by_population = dict(zip(self.populations, new, strict=False))
         if len(new) != len(self.populations) or new != tuple(by_population[population] for population in self.populations):
@@ -89,24 +90,21 @@ class PayoffTable:
             )
         if any(size < old for size, old in zip(new, self.sizes, strict=True)):
             raise ValueError(f"sizes={new}: populations of {self.sizes} never shrink")
-        if new == self.sizes:
-            return
         old = self.sizes
         inside = tuple(slice(size) for size in old)
-        for name in ("_done", "_exact", "_episodes", "_mean", "_squares", "_beats", "_wanted"):
+        for name in ("_done", "_exact", "_episodes", "_mean", "_squares", "_beats", "_wanted") if new != old else ():
             array = getattr(self, name)
-            first = self._first_batches if name == "_wanted" else 0
-            grown = np.full((*array.shape[: array.ndim - len(old)], *new), first, array.dtype)
+            grown = np.zeros((*array.shape[: array.ndim - len(old)], *new), array.dtype)
             grown[..., *inside] = array
             setattr(self, name, grown)
-        added = np.ones(new, bool)
-        added[inside] = False
-        for cell in map(tuple, np.argwhere(added).tolist()):
+        asked = self._wanted == 0 if needed is None else needed & (self._wanted == 0)
+        for cell in map(tuple, np.argwhere(asked).tolist()):
             if cell == canonical(self.populations, cell):
+                self._wanted[cell] = self._first_batches
                 self._open[cell] = _Open()
 
     def missing(self) -> np.ndarray:
-        """[M, players]: the cells that aren't done."""
+        """[M, players]: the cells that were asked for and aren't done."""
         return np.array(list(self._open), np.int64).reshape(len(self._open), len(self.populations))
 
     def lease(self, owner: str, *, now_s: float, count: int = 1) -> list[Lease]:
@@ -285,7 +283,7 @@ class PayoffTable:
         self._mean, self._squares, self._beats = arrays["mean"], arrays["squares"], arrays["beats"]
         self._wanted = arrays["wanted"]
         self._open = {}
-        for cell in map(tuple, np.argwhere(~self._done).tolist()):
+        for cell in map(tuple, np.argwhere(~self._done & (self._wanted > 0)).tolist()):
             if cell == canonical(self.populations, cell):
                 self._open[cell] = _Open(0 if self.sampling is None else int(self._episodes[cell]) // self.sampling.batch)
         for (*cell, batch), values in zip(arrays["waiting_for"].tolist(), arrays["waiting"], strict=True):
@@ -298,7 +296,7 @@ class PayoffTable:
 
     @property
     def _first_batches(self) -> int:
-        return 0 if self.sampling is None else math.ceil(self.sampling.min_episodes / self.sampling.batch)
+        return 1 if self.sampling is None else math.ceil(self.sampling.min_episodes / self.sampling.batch)
 
     def _next_batch(self, cell: Cell, now_s: float) -> tuple[int, int] | None:
         """(how many batches it is ahead of what is surely needed, the first batch that nobody has), None where there is none."""

@@ -15,10 +15,11 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from marl_hpc.actors import PolicyNetwork, build_policy
 from marl_hpc.agents import TeamAgent
-from marl_hpc.config import Config, ConfigError
+from marl_hpc.config import Config, ConfigError, Population
 from marl_hpc.envs.openspiel_fast import whole_game
 from marl_hpc.games import Game, realization_plan
 from marl_hpc.keyed_random import OPPONENT, PAYOFF_ACTION, generator
@@ -26,19 +27,19 @@ from marl_hpc.metrics import Clock
 from marl_hpc.networks import load_flat
 from marl_hpc.paradigms import Plan
 from marl_hpc.populations import Lease, Member, PolicyId, content_hash, episode_seeds, exact_cells, profiles
-from marl_hpc.populations.schemes import LEARNS, Strategy, configured
+from marl_hpc.populations.schemes import ALL_LEARN, LEARNS, Strategy, configured, lines_of
 from marl_hpc.roles.acting import Answer, Question, answer
 from marl_hpc.roles.clients import ParameterClient
 from marl_hpc.roles.play import episodes_of
-from marl_hpc.roles.population import PopulationClient
+from marl_hpc.roles.population import PopulationClient, Work
 from marl_hpc.roles.tabulating import tabular, tabulates
-from marl_hpc.types import EnvBatch, Step
+from marl_hpc.types import EnvBatch, InterfaceSpec, Step
 
 Networks = dict[str, PolicyNetwork]
 
 
 class Player(NamedTuple):
-    population: int  # the place of its interface
+    population: int  # the place of its interface, the one of line 0
     places: dict[str, list[int]]  # of its agents, by group
 
 
@@ -47,7 +48,9 @@ def players_of(plans: Sequence[Plan]) -> list[Player]:
     are called by some, as player_0."""
     found: list[tuple[list[Any], Player]] = []
     for population, plan in enumerate(plans):
-        groups = plan.interface.groups
+        groups = plan.interface.groups if plan.interface.line == 0 else ()
+        if not groups:
+            continue
         if issubclass(plan.agent, TeamAgent):
             found.append(
                 (natural(plan.interface.agents[0]), Player(population, {g.name: list(range(len(g.agents))) for g in groups}))
@@ -136,23 +139,35 @@ class Casting:
         self.populations = populations_of(self.players)
         self.stage = -1
         self.strategy: Strategy | None = None
-        self.cast = np.zeros((0, len(self.players)), np.int64)  # [B, players] members' numbers
+        self.settled: set[int] = set()  # stages whose payoffs are complete
+        self.lines = 1 + max(plan.interface.line for plan in plans)
+        self.cast = np.zeros((0, len(self.players)), np.int64)  # [B, players] members' numbers, or LEARNS - line
+        self.trains = np.zeros((0, len(self.players)), bool)  # whose data is learned from
         self.plans_of: dict[tuple[int, PolicyId], np.ndarray] = {}  # realization plans by seat
 
     def turn_to(self, stage: int, env: EnvBatch) -> None:
         """Cast by a stage's strategy from now on. As long as the payoff table isn't complete, play or compute what it lacks."""
-        if stage == self.stage:
-            return
-        while True:
-            work = self.client.work(stage)
+        while stage != self.stage:
+            work = self.client.work(stage, wait=True)
             if work.strategy is not None:
                 self.stage, self.strategy = stage, work.strategy
-                return
-            with self.clock.computing("payoffs"):
-                if work.lease is not None:
-                    self.client.report(work.lease, self.simulate(work.lease, env))
-                elif work.cells is not None:
-                    self.client.fill(*self.compute(work.cells))
+            else:
+                self.do(work, env)
+
+    def ahead(self, stage: int, env: EnvBatch) -> None:
+        """Play or compute some of what the payoff table lacks for a stage, if there is something that nobody is at."""
+        if stage not in self.settled:
+            work = self.client.work(stage, wait=False)
+            if work.strategy is not None:
+                self.settled.add(stage)
+            self.do(work, env)
+
+    def do(self, work: Work, env: EnvBatch) -> None:
+        with self.clock.computing("payoffs"):
+            if work.lease is not None:
+                self.client.report(work.lease, self.simulate(work.lease, env))
+            elif work.cells is not None:
+                self.client.fill(*self.compute(work.cells))
 
     def begin(self, copies: Sequence[int], numbers: Sequence[int], keys: Sequence[tuple[int, ...]], total: int) -> None:
         """Draw who plays the next episodes of these copies; `numbers` are their places among all `total` copies of the run, `keys` what an
@@ -161,19 +176,23 @@ class Casting:
         assert strategy is not None, "turn_to comes first"
         if len(self.cast) != total:
             self.cast = np.full((total, len(self.players)), LEARNS)
+            self.trains = np.ones((total, len(self.players)), bool)
             self.responds = np.zeros((total, len(self.players)), bool)
         for copy, number, key in zip(copies, numbers, keys, strict=True):
             stream = generator(self.seed, OPPONENT, *key)
-            if stream.random() < strategy.live:
-                self.cast[copy] = LEARNS
+            line, player = turn(number, len(self.players), self.lines)
+            if stream.random() < strategy.live[line]:
+                self.cast[copy], self.trains[copy] = LEARNS, True
                 self.responds[copy] = stream.random(len(self.players)) < self.anticipatory
                 continue
-            meeting = strategy.meetings[number % len(self.players)]
+            meeting = strategy.meetings[line][player]
             self.cast[copy] = meeting.profiles[stream.choice(len(meeting.weights), p=meeting.weights)]
+            self.cast[copy, player] = LEARNS - line
+            self.trains[copy] = np.arange(len(self.players)) == player
 
-    def learns(self, group: str, agents: int) -> np.ndarray:
-        """[B, N]: whose data of a group is learned from."""
-        return self.spread(self.cast == LEARNS, group, agents)
+    def learns(self, interface: InterfaceSpec, group: str, agents: int) -> np.ndarray:
+        """[B, N]: whose data of a group an interface learns from."""
+        return self.spread((self.cast == LEARNS - interface.line) & self.trains, group, agents)
 
     def modes(self, group: str, agents: int) -> np.ndarray:
         """[B, N]: who of a group acts by its best response."""
@@ -188,30 +207,44 @@ class Casting:
         return found
 
     def replace(self, questions: Mapping[str, Question], answers: dict[str, Answer]) -> None:
-        """Where frozen policies play, put what they do in place of what `answers` say."""
+        """Where others than the policies of line 0 play, put what they do in place of what `answers` say for those."""
         for plan_place, plan in enumerate(self.plans):
             mine = [i for i, player in enumerate(self.players) if player.population == plan_place]
-            numbers = np.unique(self.cast[:, mine])
-            for number in numbers[numbers != LEARNS].tolist():
-                frozen = self.frozen[PolicyId(self.populations[mine[0]], number)]
+            for number in np.setdiff1d(self.cast[:, mine], [LEARNS]).tolist():
                 rows = np.flatnonzero((self.cast[:, mine] == number).any(1))
                 for name in plan.interface.policies:
+                    if number < LEARNS:
+                        self.put(mine, number, rows, actions_of(answers[f"{name}+{LEARNS - number}"], rows), answers[name])
+                        continue
+                    frozen = self.frozen[PolicyId(self.populations[mine[0]], number)]
                     said = answer(frozen.networks[name], asked(questions[name], rows, frozen.member.played))
-                    for player in mine:
-                        self.put(player, number, rows, said, answers[name], frozen.networks[name])
+                    self.put(mine, number, rows, said.actions, answers[name])
+                    self.remember(mine, number, rows, said.memory, answers[name], frozen.networks[name])
 
-    def put(self, player: int, number: int, rows: np.ndarray, said: Answer, into: Answer, policy: PolicyNetwork) -> None:
-        """What a policy said for the copies `rows`, where it plays this player."""
-        here = torch.from_numpy(self.cast[rows, player] == number)
-        copies = torch.from_numpy(rows)[here]
-        for group in policy.groups:
-            places = torch.tensor(self.players[player].places.get(group.name, []), dtype=torch.int64)
-            if not len(places):
-                continue
-            into.actions[group.name][copies[:, None], places] = said.actions[group.name][here][:, places]
-            if policy.memory_shape[1]:
+    def put(self, players: Sequence[int], number: int, rows: np.ndarray, actions: Mapping[str, Tensor], into: Answer) -> None:
+        """What a policy does [rows, N, …] in the copies `rows`, where it plays one of these players."""
+        for player in players:
+            here, copies = self.playing(player, number, rows)
+            for group, places in self.players[player].places.items():
+                if group in actions:
+                    into.actions[group][copies[:, None], torch.tensor(places)] = actions[group][here][:, places]
+
+    def remember(
+        self, players: Sequence[int], number: int, rows: np.ndarray, memory: Tensor, into: Answer, policy: PolicyNetwork
+    ) -> None:
+        """Its memory [rows, …] likewise: it stands in the place of that of line 0."""
+        for player in players:
+            here, copies = self.playing(player, number, rows)
+            for group in policy.groups if policy.memory_shape[1] else ():
+                places = torch.tensor(self.players[player].places.get(group.name, []), dtype=torch.int64)
                 own = torch.arange(policy.memory_shape[0]) if policy.together else places
-                into.memory[copies[:, None], own] = said.memory[here][:, own]
+                if len(places):
+                    into.memory[copies[:, None], own] = memory[here][:, own]
+
+    def playing(self, player: int, number: int, rows: np.ndarray) -> tuple[Tensor, Tensor]:
+        """(where among `rows`, which copies) a policy plays this player."""
+        here = torch.from_numpy(self.cast[rows, player] == number)
+        return here, torch.from_numpy(rows)[here]
 
     def simulate(self, lease: Lease, env: EnvBatch) -> np.ndarray:
         """Returns [E, players] of a lease's episodes: sums over steps, means over a player's agents."""
@@ -261,6 +294,18 @@ class Casting:
         return self.plans_of[seat, name]
 
 
+def turn(number: int | np.ndarray, players: int, lines: int) -> tuple[Any, Any]:
+    """(line, player) that learns in a copy of the environment where not all do, from its place among all copies."""
+    return number // players % lines, number % players
+
+
+def learning_in(total: int, players: int, lines: int, line: int, mine: Sequence[int], section: Population) -> np.ndarray:
+    """[total] bool: the copies of the environment in which a line of these players may learn."""
+    at, player = turn(np.arange(total), players, lines)
+    everybody = line == 0 and (section.name in ALL_LEARN or (section.name in ("delta_uniform", "league") and section.live > 0))
+    return (at == line) & (everybody | np.isin(player, mine))
+
+
 class Match:
     """Frozen policies only, as an `Acting`."""
 
@@ -273,6 +318,10 @@ class Match:
         answers = {name: nothing_said(self.policies[name], question) for name, question in questions.items()}
         self.casting.replace(questions, answers)
         return answers
+
+
+def actions_of(said: Answer, rows: np.ndarray) -> dict[str, Tensor]:
+    return {group: x[torch.from_numpy(rows)] for group, x in said.actions.items()}
 
 
 def nothing_said(policy: PolicyNetwork, question: Question) -> Answer:
@@ -307,10 +356,21 @@ def check(config: Config, plans: Sequence[Plan], env: EnvBatch) -> None:
             f"population={section.name} with one player: in env={config.env['name']} all agents are one team; choose another paradigm, or "
             "interfaces of several teams"
         )
-    if section.name != "self_play" and config.rollout.envs % len(players):
+    lines = lines_of(section)
+    if section.name not in ALL_LEARN and config.rollout.envs % (len(players) * lines):
+        of = (
+            f"{len(players)}, the number of players"
+            if lines == 1
+            else f"{len(players) * lines}, {len(players)} players x {lines} policies"
+        )
         raise ConfigError(
-            f"rollout.envs={config.rollout.envs} with population={section.name}: one player learns in each copy of the environment, in turns; "
-            f"set rollout.envs to a multiple of {len(players)}, the number of players"
+            f"rollout.envs={config.rollout.envs} with population={section.name}: one policy of a player learns in each copy of the "
+            f"environment, in turns; set rollout.envs to a multiple of {of}"
+        )
+    if section.name == "anytime_psro" and len(players) != 2:
+        raise ConfigError(
+            f"population=anytime_psro with env={config.env['name']}: it is for two-player zero-sum games, and here are {len(players)} players; "
+            "choose population=psro with another meta_solver"
         )
     if section.payoffs == "exact":
         alone = all(sum(map(len, player.places.values())) == 1 for player in players)
@@ -325,5 +385,5 @@ def check(config: Config, plans: Sequence[Plan], env: EnvBatch) -> None:
                 f"population.payoffs=exact with env={config.env['name']}: payoffs are computed in games that are written down whole, such as "
                 "openspiel_fast/…, of policies that act by what they see now; set payoffs=simulated, or algorithm.gru=0"
             )
-    if section.name == "psro":
+    if section.name in ("psro", "pipeline_psro"):
         configured(section)

@@ -11,8 +11,8 @@ from torch import Tensor
 from marl_hpc.config import Population
 from marl_hpc.games import Game, mixture_policy, nash_conv
 from marl_hpc.populations import Member, PayoffTable, PolicyId, PolicyPopulation, content_hash
-from marl_hpc.populations.schemes import Strategy
-from marl_hpc.roles.casting import FrozenPolicies, Player, pin_name, populations_of
+from marl_hpc.populations.schemes import BEST_RESPONSES, Strategy, lines_of, number_of, resets, what_learns
+from marl_hpc.roles.casting import FrozenPolicies, Player, learning_in, pin_name, populations_of
 from marl_hpc.roles.clients import ParameterClient
 from marl_hpc.roles.population import TABLE, PopulationClient
 from marl_hpc.roles.population_folder import PopulationFolder
@@ -20,28 +20,30 @@ from marl_hpc.roles.recorder import Recorder
 from marl_hpc.roles.replica import Replica
 from marl_hpc.roles.schedule import Schedule
 from marl_hpc.roles.tabulating import tabular
+from marl_hpc.types import InterfaceSpec
 
 
 class Growth:
     def __init__(
         self, section: Population, populations: Mapping[str, int], parameters: ParameterClient, client: PopulationClient,
-        records: Records | None,
+        players: Sequence[Player], places: Mapping[str, int], records: Records | None, seed: int,
     ) -> None:  # fmt: skip
-        """`populations` by interface; `records` are the lead's."""
-        self.section, self.populations = section, populations
+        """`populations` by interface of line 0, `places` of those among all; `records` are the lead's."""
+        self.players, self.places = players, places
+        self.section, self.populations, self.seed, self.lines = section, populations, seed, lines_of(section)
         self.parameters, self.client, self.records = parameters, client, records
-        self.greedy = section.name == "psro" if section.greedy is None else section.greedy
+        self.greedy = section.name in BEST_RESPONSES if section.greedy is None else section.greedy
 
     def begin(self, replicas: Sequence[Replica]) -> None:
         """Add what populations start with."""
         start = self.section.start or "network"
         for agent, part, _ in replicas:
-            if part == 0:
+            if part == 0 and agent.interface.line == 0:
                 values = agent.policy_values()
                 if start != "network":
                     values = {name: torch.zeros_like(x) for name, x in values.items()}
                 played = {"network": self.played, "uniform": "uniform", "pure": "greedy"}[start]
-                self.add(agent.interface.name, 0, values, f"start: {start}", played, None, 0)
+                self.add(agent.interface, 0, 0, values, f"start: {start}", played, None, 0)
 
     @property
     def played(self) -> str:
@@ -50,19 +52,31 @@ class Growth:
     def freeze(self, replicas: Sequence[Replica], stage: int, env_steps: int) -> None:
         """Add what has been learned, when this stage begins."""
         for agent, part, _ in replicas:
+            line = agent.interface.line
             if part == 0:
-                parent = None if self.section.fresh or stage == 1 else stage - 1
-                made_by = "best response" if self.section.name in ("psro", "fictitious_play") else "learned"
-                self.add(agent.interface.name, stage, agent.policy_values(), made_by, self.played, parent, env_steps)
-            if self.section.fresh:
+                alone = stage == 1 or resets(self.section, line, stage - 1, self.seed)
+                parent = None if alone else number_of(stage - 1, line, self.lines)
+                number, made_by = number_of(stage, line, self.lines), what_learns(self.section, line, stage - 1)
+                self.add(agent.interface, number, stage, agent.policy_values(), made_by, self.played, parent, env_steps)
+            if resets(self.section, line, stage, self.seed):
                 agent.begin_anew(stage)
 
+    def useful(
+        self, interface: InterfaceSpec, parts: Mapping[str, Tensor], columns: Tensor, total: int
+    ) -> tuple[dict[str, Tensor], Tensor, int]:
+        """What `AgentInterface.learn` takes, without copies [:, B] in which an interface never learns."""
+        mine = [i for i, player in enumerate(self.players) if player.population == self.places[interface.foremost]]
+        kept = torch.from_numpy(learning_in(total, len(self.players), self.lines, interface.line, mine, self.section))
+        here = kept[columns]
+        return {name: x[:, here] for name, x in parts.items()}, (kept.cumsum(0) - 1)[columns[here]], int(kept.sum())
+
     def add(
-        self, interface: str, stage: int, values: Mapping[str, Tensor], made_by: str, played: str, parent: int | None, env_steps: int
+        self, interface: InterfaceSpec, number: int, stage: int, values: Mapping[str, Tensor], made_by: str, played: str,
+        parent: int | None, env_steps: int,
     ) -> None:  # fmt: skip
-        name = PolicyId(self.populations[interface], stage)
+        name = PolicyId(self.populations[interface.foremost], number)
         for policy, flat in values.items():
-            self.parameters.keep(pin_name(name, policy), stage, flat)
+            self.parameters.keep(pin_name(name, policy.removesuffix(f"+{interface.line}")), stage, flat)
         content = content_hash(np.concatenate([x.numpy() for x in values.values()]))
         self.client.admit(Member(name, parent, stage, env_steps, made_by, played, content))
 
@@ -101,7 +115,7 @@ class Records:
 
     def note(self, strategy: Strategy) -> dict[str, float]:
         """Metrics of a stage's strategy."""
-        metrics = {"population/size": float(self.next + 1)}
+        metrics = {"population/size": float(len(strategy.mixtures[0]))}
         for player, mixture in enumerate(strategy.mixtures):
             metrics[f"population/support/player_{player}"] = float((mixture > 1e-6).sum())
         if self.game is not None:

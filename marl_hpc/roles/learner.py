@@ -106,16 +106,20 @@ class Learner:
     def learn(self, k: int, batches: list[Batch]) -> tuple[dict[str, float], str]:
         """(metrics, what went wrong)."""
         metrics: dict[str, float] = {}
-        for (agent, part, _), batch in zip(self.replicas, batches, strict=True):
-            given = batch.parts if batch.drawn is None else batch.drawn
+        for (agent, part, parts), batch in zip(self.replicas, batches, strict=True):
+            given, columns, total = batch.parts, batch.columns, self.schedule.steps // self.config.rollout.fragment
+            if batch.drawn is not None:
+                given = batch.drawn
+            elif self.growth is not None and parts == 1:
+                given, columns, total = self.growth.useful(agent.interface, given, columns, total)
             if not given:
                 continue
             try:
                 with self.clock.computing("learn"):
                     learned = agent.learn(
                         unpack(given, agent.interface, self.config.dtype),
-                        batch.columns,
-                        total=self.schedule.steps // self.config.rollout.fragment,
+                        columns,
+                        total=total,
                         seed=integer(self.config.seed, MINIBATCH, k),
                         env_steps=self.schedule.env_steps(k),
                         alive=self.world.stamp,
@@ -256,7 +260,9 @@ def files_of(folder: Path, interface: str) -> list[Path]:
 
 
 def export(run_dir: Path, agent: AgentInterface, version: int) -> None:
-    """The policies as their users load them."""
+    """The policies as their users load them; beside those of line 0 others are members of populations only."""
+    if agent.interface.line:
+        return
     folder = run_dir / "policies"
     folder.mkdir(exist_ok=True)
     for name in agent.interface.policies:

@@ -22,12 +22,13 @@ from marl_hpc.metrics import Clock
 from marl_hpc.populations import Lease, Member, PayoffTable, PolicyId, PolicyPopulation, Sampling, cross_play
 from marl_hpc.populations.cells import sharing
 from marl_hpc.populations.precision import loose_cells
-from marl_hpc.populations.schemes import SCHEMES, Known, Meeting, Strategy
+from marl_hpc.populations.schemes import SCHEMES, Known, Meeting, Strategy, lines_of, needed, number_of
 from marl_hpc.roles.clients import World, _Client
 from marl_hpc.roles.parameter import ParameterShard, belonging
 
 BATCH = 50  # episodes that a rollout worker simulates at once; with more players, rounded up to whole rotations of seats
-TABLE = ("psro", "league")  # who needs payoffs
+TABLE = ("psro", "pipeline_psro", "anytime_psro", "league")  # who needs payoffs
+REFINED = ("psro", "pipeline_psro")  # whose solution says which cells take more episodes
 
 
 class PopulationShard(ParameterShard):
@@ -38,7 +39,7 @@ class PopulationShard(ParameterShard):
     ) -> None:  # fmt: skip
         """`populations` of each player; `exact`: cells are computed, not simulated; `state` of a checkpoint, see `more_state`."""
         super().__init__(*arguments)
-        self.section, self.exact = section, exact
+        self.section, self.exact, self.lines = section, exact, lines_of(section)
         self.population = PolicyPopulation(populations)
         self.payoffs = PayoffTable(populations, None if exact else sampling(section, populations), seed=seed)
         self.computing: tuple[str, float] | None = None  # exact: who has been given the missing cells, until when
@@ -51,22 +52,30 @@ class PopulationShard(ParameterShard):
             self.strategies = {int(stage): unpacked(belonging(saved, stage)) for stage in stages}
 
     def admit(self, member: tuple[Any, ...]) -> None:
-        """A policy is frozen, and its values are pinned. Repeating it changes nothing."""
+        """A policy is frozen, and its values are pinned. Repeating it changes nothing. Waits for those that come before it."""
         name, *rest = member
-        with self.parking.lock:
-            self.population.admit(Member(PolicyId(*name), *rest))
-            self.parking.settle()
 
-    def work(self, owner: str, stage: int) -> Any:
+        def admitted() -> dict[str, Any] | None:
+            if name[1] > self._size(name[0]):
+                return None
+            self.population.admit(Member(PolicyId(*name), *rest))
+            return {}
+
+        with self.parking.lock:
+            answer = self.parking.answer(admitted)
+            self.parking.settle()
+        return answer
+
+    def work(self, owner: str, stage: int, wait: bool) -> Any:
         """What a rollout worker is to do before it collects for a stage: {"lease": episodes to simulate} or {"cells": to compute}, and
-        once the table is complete {"strategy"}. Waits where others are at it."""
-        return self.parking.answer(lambda: self._work(owner, stage))
+        once the table is complete {"strategy"}. Where others are at it, waits or answers {}."""
+        return self.parking.answer(lambda: self._work(owner, stage) or (None if wait else {}))
 
     def _work(self, owner: str, stage: int) -> dict[str, Any] | None:
         if not self._frozen(stage):
             return None
         if self.section.name in TABLE and stage not in self.strategies:
-            self.payoffs.grow((stage + 1,) * len(self.payoffs.populations))
+            self.payoffs.grow((self._members(stage),) * self.players, needed(self.section, stage, self.players))
             self._refine(stage)
             missing, now_s = self.payoffs.missing(), time.monotonic()
             if len(missing) and self.exact:
@@ -114,36 +123,50 @@ class PopulationShard(ParameterShard):
 
     def _refine(self, stage: int) -> None:
         """Ask for more episodes of the cells that a stage's strategy rests on, as long as they are too uncertain for that."""
-        if self.section.name == "psro" and not self.exact and self._complete(stage):
-            errors = self.payoffs.errors()[(slice(None), *self._here(stage))]
-            loose = loose_cells(self.payoffs.populations, self._strategy(stage).meetings, errors, self.section.half_width)
+        if self.section.name in REFINED and not self.exact and self._complete(stage):
+            errors = np.where(
+                needed(self.section, stage, self.players), self.payoffs.errors()[(slice(None), *self._here(stage))], np.nan
+            )
+            meetings = [pair for line in self._strategy(stage).meetings for pair in enumerate(line)]
+            loose = loose_cells(self.payoffs.populations, meetings, errors, self.section.half_width)
             if self.payoffs.refine(loose):
                 del self.strategies[stage]
 
     def _frozen(self, stage: int) -> bool:
-        return min(self.population.sizes) > stage
+        return min(self.population.sizes) >= self._members(stage)
+
+    def _size(self, population: int) -> int:
+        return self.population.sizes[self.population.populations.index(population)]
+
+    def _members(self, stage: int) -> int:
+        """How many each population has when a stage begins."""
+        return 1 + stage * self.lines
+
+    @property
+    def players(self) -> int:
+        return len(self.payoffs.populations)
 
     def _complete(self, stage: int) -> bool:
-        """Whether every cell among the members of a stage is done."""
+        """Whether every cell that a stage's strategy is made of is done."""
         if self.section.name not in TABLE:
             return True
-        return min(self.payoffs.sizes) > stage and not np.isnan(self._known(stage)).any()
+        if min(self.payoffs.sizes) < self._members(stage):
+            return False
+        return not (np.isnan(self._known(stage)[0]) & needed(self.section, stage, self.players)).any()
 
     def _known(self, stage: int) -> np.ndarray:
         """Payoffs [players, *sizes] among the members of a stage."""
         return self.payoffs.known_payoffs()[(slice(None), *self._here(stage))]
 
     def _here(self, stage: int) -> tuple[slice, ...]:
-        return (slice(stage + 1),) * len(self.payoffs.populations)
+        return (slice(self._members(stage)),) * self.players
 
     def _strategy(self, stage: int) -> Strategy:
         if stage not in self.strategies:
-            sizes = (stage + 1,) * len(self.payoffs.populations)
-            payoffs = wins = None
-            if self.section.name in TABLE:
-                payoffs = self._known(stage)
-                wins = rates_of_wins(self.payoffs, stage)
-            self.strategies[stage] = SCHEMES[self.section.name](Known(sizes, payoffs, wins), self.section)
+            payoffs = self._known(stage) if self.section.name in TABLE else None
+            wins = rates_of_wins(self.payoffs, stage, self.lines) if self.section.name == "league" else None
+            known = Known(stage, self.lines, self.players, payoffs, wins)
+            self.strategies[stage] = SCHEMES[self.section.name](known, self.section)
         return self.strategies[stage]
 
     def more_state(self) -> dict[str, Tensor]:
@@ -157,41 +180,41 @@ class PopulationShard(ParameterShard):
 def sampling(section: Population, populations: Sequence[int]) -> Sampling:
     rotation = int(np.prod([np.prod(np.arange(1, len(group) + 1)) for group in sharing(populations)]))
     batch = -(-BATCH // rotation) * rotation
-    half_width = math.inf if section.name == "psro" else section.half_width  # there the solution says which cells take more
+    half_width = math.inf if section.name in REFINED else section.half_width
     return Sampling(half_width=half_width, min_episodes=section.min_episodes, max_episodes=section.max_episodes, batch=batch)
 
 
-def rates_of_wins(table: PayoffTable, stage: int) -> list[list[np.ndarray]]:
+def rates_of_wins(table: PayoffTable, stage: int, lines: int) -> list[list[list[np.ndarray]]]:
     """See `schemes.Known`; against itself half."""
+    newest = [number_of(stage, line, lines) if stage else 0 for line in range(lines)]
+    members = range(1 + stage * lines)
     played = cross_play(table)
     place = {name: i for i, name in enumerate(played.names)}
-    rates = []
-    for own in table.populations:
-        mine, others = place[PolicyId(own, stage)], []
-        for other in table.populations:
-            theirs = [place[PolicyId(other, number)] for number in range(stage + 1)]
-            games = played.games[mine, theirs]
-            scores = played.wins[mine, theirs] + played.draws[mine, theirs] / 2
-            others.append(np.where(games > 0, scores / np.maximum(games, 1e-300), 0.5))
-        rates.append(others)
-    return rates
+    scores = np.where(played.games > 0, (played.wins + played.draws / 2) / np.maximum(played.games, 1e-300), 0.5)
+
+    def rates(own: int, number: int, other: int) -> np.ndarray:
+        return scores[place[PolicyId(own, number)], [place[PolicyId(other, member)] for member in members]]
+
+    return [[[rates(own, number, other) for other in table.populations] for own in table.populations] for number in newest]
 
 
 def packed(strategy: Strategy) -> dict[str, Tensor]:
     """As it is sent and saved."""
-    record = {"live": torch.tensor(strategy.live, dtype=torch.float64)}
-    for player, (meeting, mixture) in enumerate(zip(strategy.meetings, strategy.mixtures, strict=True)):
-        record |= tensors(
-            {f"profiles.{player}": meeting.profiles, f"weights.{player}": meeting.weights, f"mixture.{player}": mixture}
-        )
-    return record
+    arrays = {"live": np.array(strategy.live)} | {f"mixture.{player}": mixture for player, mixture in enumerate(strategy.mixtures)}
+    for line, meetings in enumerate(strategy.meetings):
+        for player, meeting in enumerate(meetings):
+            arrays |= {f"profiles.{line}.{player}": meeting.profiles, f"weights.{line}.{player}": meeting.weights}
+    return tensors(arrays)
 
 
 def unpacked(record: Mapping[str, Tensor]) -> Strategy:
     players = sum(key.startswith("mixture.") for key in record)
     arrays = {key: x.numpy() for key, x in record.items()}
-    meetings = tuple(Meeting(arrays[f"profiles.{i}"], arrays[f"weights.{i}"]) for i in range(players))
-    return Strategy(meetings, float(arrays["live"]), tuple(arrays[f"mixture.{i}"] for i in range(players)))
+    meetings = tuple(
+        tuple(Meeting(arrays[f"profiles.{line}.{i}"], arrays[f"weights.{line}.{i}"]) for i in range(players))
+        for line in range(len(arrays["live"]))
+    )
+    return Strategy(meetings, tuple(arrays["live"].tolist()), tuple(arrays[f"mixture.{i}"] for i in range(players)))
 
 
 def tensors(arrays: dict[str, np.ndarray]) -> dict[str, Tensor]:
@@ -199,7 +222,7 @@ def tensors(arrays: dict[str, np.ndarray]) -> dict[str, Tensor]:
 
 
 class Work(NamedTuple):
-    """One of: a strategy, a lease, or cells [M, players]."""
+    """One of: a strategy, a lease, or cells [M, players]; none where others are at it."""
 
     strategy: Strategy | None = None
     lease: Lease | None = None
@@ -216,8 +239,10 @@ class PopulationClient(_Client):
     def admit(self, member: Member) -> None:
         self._call("admit", (tuple(member.id), *member[1:]))
 
-    def work(self, stage: int) -> Work:
-        answer = self._call("work", self.owner, stage)
+    def work(self, stage: int, *, wait: bool) -> Work:
+        answer = self._call("work", self.owner, stage, wait)
+        if not answer:
+            return Work()
         if "strategy" in answer:
             return Work(strategy=unpacked(answer["strategy"]))
         if "cells" in answer:

@@ -6,7 +6,7 @@ keyed by what it is for (seed, copy, fragment, …), so it doesn't matter which 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -19,13 +19,14 @@ from marl_hpc.keyed_random import ACTION, EPISODE, generator, integer
 from marl_hpc.metrics import Clock
 from marl_hpc.networks import to_env
 from marl_hpc.paradigms import Plan
-from marl_hpc.roles.acting import Answer, Inference, ask, dtype_of
+from marl_hpc.populations.schemes import BEST_RESPONSES, begins
+from marl_hpc.roles.acting import Answer, Inference, Question, ask, dtype_of
 from marl_hpc.roles.casting import Casting
 from marl_hpc.roles.clients import DatasetClient, Stopping, World
 from marl_hpc.roles.play import play, summary_of
 from marl_hpc.roles.schedule import Schedule
 from marl_hpc.storage.fragments import MEMORY, allocate, pack
-from marl_hpc.types import EnvBatch
+from marl_hpc.types import EnvBatch, InterfaceSpec
 
 
 class RolloutWorker:
@@ -76,6 +77,8 @@ class RolloutWorker:
                 self.restart(self.sequence)
             rows, episodes = self.collect(self.sequence)
             self.dataset.insert(self.worker, self.sequence, rows, episodes, version)
+            if self.casting is not None and self.config.population.lag:
+                self.casting.ahead(self.schedule.stage(self.sequence), self.evaluation_env)
             self.sequence += 1
         except Stopping:
             return False
@@ -87,7 +90,9 @@ class RolloutWorker:
         assert final is None, "the final version is published before training is called finished"
         self.version = version
         if self.casting is not None:
-            self.casting.turn_to(self.schedule.stage(version), self.evaluation_env)
+            last = self.schedule.stage(version)
+            for stage in range(max(0, last - self.config.population.lag), last + 1):
+                self.casting.turn_to(stage, self.evaluation_env)
         self.evaluate(version, self.config.evaluate.final_episodes)
         return False
 
@@ -95,7 +100,8 @@ class RolloutWorker:
         """New episodes in all copies, seeded by where in the run they start."""
         timeouts = self.config.timeouts
         if self.casting is not None:
-            self.casting.turn_to(self.schedule.stage(sequence), self.evaluation_env)
+            met = max(0, self.schedule.stage(sequence) - self.config.population.lag)
+            self.casting.turn_to(met, self.evaluation_env)
         with self.clock.computing("environment"), self.world.allowing(timeouts.start_s * timeouts.scale):
             self.origin = sequence
             self.episode = [0] * self.env.copies
@@ -119,9 +125,9 @@ class RolloutWorker:
             keys = [(self.copies[b], self.origin, self.episode[b]) for b in copies]
             self.casting.begin(copies, [self.copies[b] for b in copies], keys, self.env.copies)
 
-    def learns(self, group: str) -> np.ndarray | bool:
-        """[B, N]: whose data of a group is learned from."""
-        return True if self.casting is None else self.casting.learns(group, len(self.env.spec.group(group).agents))
+    def learns(self, interface: InterfaceSpec, group: str) -> np.ndarray | bool:
+        """[B, N]: whose data of a group an interface learns from."""
+        return True if self.casting is None else self.casting.learns(interface, group, len(self.env.spec.group(group).agents))
 
     def modes(self, group: str) -> np.ndarray:
         """[B, N]: who of a group acts by its best response in this episode."""
@@ -132,11 +138,11 @@ class RolloutWorker:
         """A fragment: ({interface: {"rows": [T, B, row], policy/memory: [C, B, …]}}, episodes that ended in it [E, 2 + G])."""
         steps = self.config.rollout.fragment
         rows = {plan.interface.name: allocate(plan.interface, self.config.dtype, steps, self.env.copies) for plan in self.plans}
-        row_of = {group.name: rows[plan.interface.name] for plan in self.plans for group in plan.interface.groups}
+        row_of = [(plan.interface, group.name, rows[plan.interface.name]) for plan in self.plans for group in plan.interface.groups]
         memories: dict[str, list[torch.Tensor]] = {name: [] for name, policy in self.policies.items() if policy.memory_shape[1]}
         noise = self.draw(sequence, steps)
         epsilon = {
-            name: plan.algorithm.exploration(plan.options, self.explored(sequence))
+            name: plan.algorithm.exploration(plan.options, self.explored(sequence, plan.interface.line))
             for plan in self.plans
             for name in plan.interface.policies
         }
@@ -148,9 +154,9 @@ class RolloutWorker:
             observation, mask, active = self.seen
             actions = {}
             with self.clock.computing("inference"):
-                for name, row in row_of.items():
+                for interface, name, row in row_of:
                     row[f"{name}/observation"][t] = observation[name]
-                    row[f"{name}/active"][t] = active[name] & self.learns(name)
+                    row[f"{name}/active"][t] = active[name] & self.learns(interface, name)
                     if name in mask:
                         row[f"{name}/action_mask"][t] = mask[name]
                 for row in rows.values():
@@ -161,13 +167,16 @@ class RolloutWorker:
                 for name in memories:
                     if t % self.chunk(name) == 0:
                         memories[name].append(self.memory[name].clone())
-                for name, answer in self.act({group: x[:, t] for group, x in noise.items()}, epsilon).items():
-                    self.memory[name] = answer.memory
-                    for group in self.policies[name].groups:
-                        row, acted = row_of[group.name], answer.actions[group.name].numpy()
-                        row[f"{group.name}/action"][t] = acted
-                        row[f"{group.name}/log_prob"][t] = answer.log_probs[group.name].numpy()
-                        actions[group.name] = to_env(group.action_space, acted)
+                answers = self.act({group: x[:, t] for group, x in noise.items()}, epsilon)
+                for plan in self.plans:
+                    for name, played in plan.interface.policies.items():
+                        self.memory[name] = answers[name].memory
+                        for group in played:
+                            row, acted = rows[plan.interface.name], answers[name].actions[group.name].numpy()
+                            row[f"{group.name}/action"][t] = acted
+                            row[f"{group.name}/log_prob"][t] = answers[name].log_probs[group.name].numpy()
+                            if plan.interface.line == 0:
+                                actions[group.name] = to_env(group.action_space, acted)
             with self.clock.computing("environment"):
                 self.note_state(rows, t, "state")
                 after = self.env.step(actions)
@@ -175,9 +184,9 @@ class RolloutWorker:
                 self.note_state(rows, t, "next_state")
                 over = np.flatnonzero(after.over).tolist()
                 self.lengths += 1
-            for name, row in row_of.items():
+            for interface, name, row in row_of:
                 row[f"{name}/next_observation"][t] = after.seen.observation[name]
-                row[f"{name}/next_active"][t] = after.seen.active[name] & self.learns(name)
+                row[f"{name}/next_active"][t] = after.seen.active[name] & self.learns(interface, name)
                 if name in mask:
                     row[f"{name}/next_action_mask"][t] = after.seen.action_mask[name]
                 row[f"{name}/reward"][t] = after.reward[name]
@@ -206,11 +215,14 @@ class RolloutWorker:
         """Environment steps that have been learned from when this fragment is collected."""
         return self.schedule.env_steps(sequence)
 
-    def explored(self, sequence: int) -> int:
-        """Environment steps since exploration began: where stages are best responses to others each, with every stage anew."""
-        anew = self.config.population.name == "psro"
-        begun = self.schedule.stage(sequence) * self.schedule.stage_steps if anew else 0
-        return max(0, self.env_steps(sequence) - begun)
+    def explored(self, sequence: int, line: int) -> int:
+        """Environment steps since exploration began: with every best response anew."""
+        section, stage = self.config.population, self.schedule.stage(sequence)
+        if section.name not in BEST_RESPONSES:
+            stage = 0
+        while stage and not begins(section, line, stage):
+            stage -= 1
+        return max(0, self.env_steps(sequence) - stage * self.schedule.stage_steps)
 
     def note_state(self, rows: dict[str, np.ndarray], t: int, field: str) -> None:
         if self.wants_state:
@@ -256,7 +268,7 @@ class RolloutWorker:
         with self.clock.computing("evaluation"):
             results = play(
                 self.evaluation_env,
-                self.inference,
+                self.inference if self.casting is None else Foremost(self.inference, self.plans),
                 mine,
                 seed=self.config.seed,
                 greedy=self.config.evaluate.greedy,
@@ -264,3 +276,15 @@ class RolloutWorker:
             )
         rows = torch.tensor([(self.version, *row) for row in results if self.tells], dtype=torch.float64)
         self.dataset.insert_evaluation(version, self.worker, rows.reshape(-1, 3 + len(self.groups)))
+
+
+class Foremost:
+    """The policies of line 0 only, as an `Acting`: those that agents act by where nobody is cast."""
+
+    def __init__(self, inference: Inference, plans: Sequence[Plan]) -> None:
+        self.inference = inference
+        names = [name for plan in plans if plan.interface.line == 0 for name in plan.interface.policies]
+        self.policies = {name: inference.policies[name] for name in names}
+
+    def act(self, questions: Mapping[str, Question]) -> dict[str, Answer]:
+        return self.inference.act(questions)

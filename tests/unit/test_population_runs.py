@@ -71,7 +71,7 @@ def test_a_computed_run_goes_on_where_it_ended(tmp_path, scheme):
     assert read(tmp_path / "parts", "payoffs.json") == read(tmp_path / "whole", "payoffs.json")
 
 
-@pytest.mark.parametrize("scheme", ["self_play", "fictitious_play", "delta_uniform", "league", "psro"])
+@pytest.mark.parametrize("scheme", ["self_play", "fictitious_play", "delta_uniform", "league", "psro", "anytime_psro"])
 @pytest.mark.parametrize("groups", ["shared", "separate"])
 def test_every_scheme_freezes_a_policy_each_stage_and_openspiel_agrees_on_what_that_amounts_to(tmp_path, scheme, groups):
     lines = inline.train(tmp_path, *KUHN, f"population={scheme}", f"groups={groups}")
@@ -153,6 +153,107 @@ def test_an_opponent_is_drawn_once_an_episode_and_nobody_learns_from_it(tmp_path
     assert max(cast.max() for _, _, cast in seen) >= 0
 
 
+LEVELS = ("population=pipeline_psro", "population.levels=2", "rollout.envs=4")
+EXPLOITERS = (
+    "population=league",
+    "population.exploiters=[main,league]",
+    "population.live=0.5",
+    "rollout.envs=6",
+    "population.every_steps=60",
+)
+
+
+@pytest.mark.parametrize("groups", ["shared", "separate"])
+def test_levels_of_best_responses_learn_side_by_side(tmp_path, groups):
+    lines = inline.train(tmp_path, *KUHN, *LEVELS, f"groups={groups}")
+    assert numbers(lines, "population/size") == [1, 3, 5, 7]
+    assert openspiels_nash_conv(tmp_path) == pytest.approx(numbers(lines, "population/nash_conv")[-1], abs=1e-6)
+    members = [member for member in read(tmp_path, "members.json")["members"] if member["id"].startswith("0/")]
+    assert [member["made_by"].removeprefix("best response, ") for member in members[1:]] == [
+        "level 1", "level 2, still learning", "level 3, still learning", "level 2", "level 3", "level 4, still learning",
+    ]  # fmt: skip
+    assert [member["parent"] for member in members] == [None, None, None, 1, 2, 3, 4]
+    assert len({member["content"] for member in members}) == len(members)
+    payoffs = np.array(read(tmp_path, "payoffs.json")["payoffs"][0], float)
+    assert np.isnan(payoffs[3, 6])  # nobody needs to know what unfinished level 3 returns against what it became
+    assert not np.isnan(payoffs[np.ix_([0, 1, 4, 5, 6], [0, 1, 4, 5, 6])]).any()
+
+
+def test_exploiters_learn_beside_the_main_agents(tmp_path):
+    lines = inline.train(tmp_path, *KUHN, *EXPLOITERS, "budget.env_steps=180")
+    assert numbers(lines, "population/size") == [1, 4, 7, 10]
+    members = read(tmp_path, "members.json")["members"]
+    assert [member["made_by"] for member in members[4:7]] == ["main agent", "main exploiter", "league exploiter"]
+    assert [member["parent"] for member in members[4:6]] == [1, None]  # main exploiters begin anew
+    assert openspiels_nash_conv(tmp_path) == pytest.approx(numbers(lines, "population/nash_conv")[-1], abs=1e-6)
+    assert sorted(path.stem for path in (tmp_path / "policies").iterdir()) == ["shared"]
+
+
+@pytest.mark.parametrize("scheme", [LEVELS, EXPLOITERS])
+def test_each_line_learns_from_its_own_episodes_and_from_what_was_played_there(tmp_path, monkeypatch, scheme):
+    seen, steps = [], []
+    collect, replace = RolloutWorker.collect, casting.Casting.replace
+
+    def collecting(self, sequence):
+        steps.clear()
+        packed, ended = collect(self, sequence)
+        seen.append((packed, list(steps)))
+        return packed, ended
+
+    def replacing(self, questions, answers):
+        replace(self, questions, answers)
+        played = {group: x.clone() for answer in list(answers.values())[:2] for group, x in answer.actions.items()}
+        steps.append((self.cast.copy(), self.trains.copy(), played))
+
+    monkeypatch.setattr(RolloutWorker, "collect", collecting)
+    monkeypatch.setattr(casting.Casting, "replace", replacing)
+    rank = inline.rank(tmp_path, *KUHN, *scheme, "groups=separate", "population.every_steps=240")
+    assert rank.run() == 0
+    lines = 1 + max(plan.interface.line for plan in rank.builder.plans)
+    learned = np.zeros(lines)
+    for packed, steps in seen:
+        for plan in rank.builder.plans:
+            (group,) = plan.interface.groups
+            fields = unpack(packed[plan.interface.name], plan.interface, "float32")
+            player, line = int(group.name[-1]), plan.interface.line
+            for t, (cast, trains, played) in enumerate(steps):
+                number = np.arange(len(cast))
+                mine = (number // 2 % lines == line) & (number % 2 == player) & (cast[:, player] == -1 - line)
+                live = (line == 0) & (cast == -1).all(1) & trains.all(1)
+                active = fields[f"{group.name}/active"][t, :, 0].numpy()
+                assert not (active & ~(mine | live)).any()
+                assert (fields[f"{group.name}/action"][t, :, 0] == played[group.name][:, 0]).numpy()[active].all()
+                learned[line] += active.sum()
+    assert (learned > 0).all()
+
+
+def test_simulating_ahead_gives_each_stage_the_strategy_of_the_one_before(tmp_path):
+    run = (
+        *KUHN,
+        "population=psro",
+        "groups=separate",
+        "population.payoffs=simulated",
+        "population.meta_solver=uniform",
+        "rollout.envs=4",
+        "checkpoint.every_steps=80",
+    )
+    lines = inline.train(tmp_path / "whole", *run, "population.lag=1")
+    assert numbers(lines, "population/size") == [1, 2, 3, 4]
+    early = inline.rank(tmp_path / "parts", *run, "population.lag=1", "budget.env_steps=160")
+    assert early.run() == 0
+    inline.train(tmp_path / "parts", *run, "population.lag=1", resume=True)
+    for name in ("members.json", "payoffs.json", "policy.json"):
+        assert read(tmp_path / "parts", name) == read(tmp_path / "whole", name)
+    inline.train(tmp_path / "strict", *run)
+    first, second = (
+        [m["content"] for m in read(tmp_path / name, "members.json")["members"] if m["id"] in ("0/0", "0/1", "1/1")]
+        for name in ("whole", "strict")
+    )
+    assert first == second  # until there is something to be met later
+    last = [[m["content"] for m in read(tmp_path / name, "members.json")["members"]][-1] for name in ("whole", "strict")]
+    assert last[0] != last[1]
+
+
 @pytest.mark.parametrize(
     ("overrides", "said"),
     [
@@ -165,8 +266,13 @@ def test_an_opponent_is_drawn_once_an_episode_and_nobody_learns_from_it(tmp_path
         (["population.delta=0.1"], "population=none"),
         (["population=psro", "population.live=0.1"], "population=delta_uniform or league"),
         (["population=psro", "population.tolerance=0.1"], "population.oracle=exact"),
-        (["population=anytime_psro", "population.oracle=learned"], "takes: exact"),
+        (["population=nfsp", "population.oracle=exact"], "takes: learned"),
         (["population=psro", "population.oracle=exact"], "algorithm is about learning"),
+        (["population=pipeline_psro", "rollout.envs=6"], "multiple of 4, 2 players x 2 policies"),
+        (["population=league", "population.exploiters=[mane]"], "known: main, league"),
+        (["population=psro", "population.levels=3"], "population=pipeline_psro"),
+        (["population=psro", "population.lag=2"], "0 or 1"),
+        (["population=anytime_psro", "env.players=3", "rollout.envs=3"], "3 players"),
     ],
 )
 def test_what_cant_be_is_refused_before_anything_starts(overrides, said):

@@ -41,7 +41,7 @@ def refined(size, half_width, order=0):
     table = PayoffTable((0, 1), UNBOUNDED)
     table.grow((size, size))
     fill(table, order)
-    while table.refine(loose_cells(table.populations, meetings_of(table), table.errors(), half_width)):
+    while table.refine(loose_cells(table.populations, enumerate(meetings_of(table)), table.errors(), half_width)):
         fill(table, order)
     return table
 
@@ -101,5 +101,5 @@ def test_errors_of_players_who_share_a_population_follow_their_seats():
     fill(table)
     errors = table.errors()
     np.testing.assert_array_equal(errors[0], errors[1].T)
-    loose = loose_cells((0, 0), [Meeting(np.array([[LEARNS, 0]]), np.ones(1))], errors, 0.01)
+    loose = loose_cells((0, 0), [(0, Meeting(np.array([[LEARNS, 0]]), np.ones(1)))], errors, 0.01)
     assert loose == [(0, 1)]  # against itself it returns nothing on average, whatever the noise
