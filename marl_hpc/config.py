@@ -165,6 +165,7 @@ class Population:
     delta: float = 0.5  # the share of the newest frozen policies that is met (Bansal et al. 2018)
     anticipatory: float = 0.1  # η: the share of episodes in which a player acts by its best response (Heinrich & Silver 2016)
     power: float = 2.0  # opponents are met in proportion to (1 - the newest one's rate of wins)^power (Vinyals et al. 2019)
+    cross_play: bool = False  # payoffs of schemes that need none, too, so that their members are ranked
     # where payoffs come from: exact (computed) | simulated | auto (computed where the game can be written down whole)
     payoffs: str = "auto"
     half_width: float = 0.05  # simulated: of the 95 % interval of a cell's mean, in units of return, at which it is done
@@ -349,17 +350,25 @@ def computes_population(config: Config) -> bool:
 
 
 SIMULATED = ("half_width", "min_episodes", "max_episodes")
-LEARNED_ONLY = ("every_steps", "greedy", "fresh", "live", "delta", "anticipatory", "power", "payoffs", *SIMULATED, "cache")
+LEARNED_ONLY = (
+    "every_steps", "greedy", "fresh", "live", "delta", "anticipatory", "power", "cross_play", "payoffs", *SIMULATED, "cache",
+)  # fmt: skip
+NEEDS_TABLE = ("psro", "league")  # schemes that look at payoffs
 EXACT_ONLY = ("iterations", "tolerance", "regret_steps")
 POPULATION_OPTIONS = {  # whose they are; others are everybody's
     "meta_solver": ("psro",), "meta_options": ("psro",), "regret_steps": ("anytime_psro",), "live": ("delta_uniform", "league"),
     "delta": ("delta_uniform",), "anticipatory": ("nfsp",), "fresh": ("psro", "fictitious_play", "delta_uniform", "league"), "power": ("league",),
-    **dict.fromkeys(("payoffs", *SIMULATED), ("psro", "league")),
+    "cross_play": ("self_play", "fictitious_play", "delta_uniform", "nfsp"),
 }  # fmt: skip
 ORACLES = {
     "self_play": ("learned", "exact"), "fictitious_play": ("learned", "exact"), "psro": ("learned", "exact"),
     "delta_uniform": ("learned",), "league": ("learned",), "nfsp": ("learned",), "anytime_psro": ("exact",),
 }  # fmt: skip
+
+
+def needs_table(section: Population) -> bool:
+    """Whether payoffs of learned policies are found out: the scheme looks at them, or members are to be ranked."""
+    return section.name in NEEDS_TABLE or section.cross_play
 
 
 def check_population(config: Config) -> None:
@@ -379,6 +388,11 @@ def check_population(config: Config) -> None:
         if owners and name not in owners:
             raise ConfigError(
                 f"population.{f.name}={value} is about population={' or '.join(owners)}; got population={name}: leave it out"
+            )
+        if f.name in ("payoffs", *SIMULATED) and oracle == "learned" and not needs_table(population):
+            raise ConfigError(
+                f"population.{f.name}={value} is about payoffs, which population={name} doesn't need: leave it out, or set "
+                "population.cross_play=true"
             )
         for needed, keys in (("learned", LEARNED_ONLY), ("exact", EXACT_ONLY)):
             if f.name in keys and oracle != needed:

@@ -7,6 +7,7 @@ rollout workers play whom the payoff table lacks.
 
 from __future__ import annotations
 
+import math
 import re
 from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
@@ -26,6 +27,7 @@ from marl_hpc.metrics import Clock
 from marl_hpc.networks import load_flat
 from marl_hpc.paradigms import Plan
 from marl_hpc.populations import Lease, Member, PolicyId, content_hash, episode_seeds, exact_cells, profiles
+from marl_hpc.populations.cells import sharing
 from marl_hpc.populations.schemes import LEARNS, Strategy, configured
 from marl_hpc.roles.acting import Answer, Question, answer
 from marl_hpc.roles.clients import ParameterClient
@@ -325,5 +327,11 @@ def check(config: Config, plans: Sequence[Plan], env: EnvBatch) -> None:
                 f"population.payoffs=exact with env={config.env['name']}: payoffs are computed in games that are written down whole, such as "
                 "openspiel_fast/…, of policies that act by what they see now; set payoffs=simulated, or algorithm.gru=0"
             )
+    rotation = math.prod(math.factorial(len(group)) for group in sharing(populations_of(players)))
+    if section.cross_play and rotation > section.max_episodes:
+        raise ConfigError(
+            f"population.cross_play=true with env={config.env['name']}: the episodes of a cell rotate over {rotation:,} ways to seat players who "
+            f"share a population, more than population.max_episodes={section.max_episodes}: leave it out, or set groups=separate"
+        )
     if section.name == "psro":
         configured(section)

@@ -8,13 +8,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from marl_hpc.config import Population
+from marl_hpc.config import Population, needs_table
 from marl_hpc.games import Game, mixture_policy, nash_conv
 from marl_hpc.populations import Member, PayoffTable, PolicyId, PolicyPopulation, content_hash
 from marl_hpc.populations.schemes import Strategy
 from marl_hpc.roles.casting import FrozenPolicies, Player, pin_name, populations_of
 from marl_hpc.roles.clients import ParameterClient
-from marl_hpc.roles.population import TABLE, PopulationClient
+from marl_hpc.roles.population import PopulationClient
 from marl_hpc.roles.population_folder import PopulationFolder
 from marl_hpc.roles.recorder import Recorder
 from marl_hpc.roles.replica import Replica
@@ -133,9 +133,10 @@ class Records:
         for member in self.client.members():
             population.admit(member)
         table = PayoffTable(self.populations)
-        if self.section.name in TABLE:
+        if needs_table(self.section):
             table.adopt(self.client.table())
         self.folder.write(population, table)
+        self.folder.rank(table)
         if self.game is not None:
             last = self.last or self.client.strategy(self.next - 1, wait=True)
             assert last is not None

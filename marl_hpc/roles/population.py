@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from marl_hpc.comm.peers import Peer
-from marl_hpc.config import Population
+from marl_hpc.config import NEEDS_TABLE, Population, needs_table
 from marl_hpc.metrics import Clock
 from marl_hpc.populations import Lease, Member, PayoffTable, PolicyId, PolicyPopulation, Sampling, cross_play
 from marl_hpc.populations.cells import sharing
@@ -25,7 +25,6 @@ from marl_hpc.roles.clients import World, _Client
 from marl_hpc.roles.parameter import ParameterShard, belonging
 
 BATCH = 50  # episodes that a rollout worker simulates at once; with more players, rounded up to whole rotations of seats
-TABLE = ("psro", "league")  # who needs payoffs
 
 
 class PopulationShard(ParameterShard):
@@ -60,7 +59,7 @@ class PopulationShard(ParameterShard):
     def _work(self, owner: str, stage: int) -> dict[str, Any] | None:
         if not self._frozen(stage):
             return None
-        if self.section.name in TABLE:
+        if needs_table(self.section):
             self.payoffs.grow((stage + 1,) * len(self.payoffs.populations))
             missing, now_s = self.payoffs.missing(), time.monotonic()
             if len(missing) and self.exact:
@@ -111,7 +110,7 @@ class PopulationShard(ParameterShard):
 
     def _complete(self, stage: int) -> bool:
         """Whether every cell among the members of a stage is done."""
-        if self.section.name not in TABLE:
+        if not needs_table(self.section):
             return True
         here = (slice(stage + 1),) * len(self.payoffs.populations)
         return min(self.payoffs.sizes) > stage and not np.isnan(self.payoffs.known_payoffs()[(slice(None), *here)]).any()
@@ -120,7 +119,7 @@ class PopulationShard(ParameterShard):
         if stage not in self.strategies:
             sizes = (stage + 1,) * len(self.payoffs.populations)
             payoffs = wins = None
-            if self.section.name in TABLE:
+            if self.section.name in NEEDS_TABLE:
                 payoffs = self.payoffs.known_payoffs()[(slice(None), *map(slice, sizes))]
                 wins = rates_of_wins(self.payoffs, stage)
             self.strategies[stage] = SCHEMES[self.section.name](Known(sizes, payoffs, wins), self.section)

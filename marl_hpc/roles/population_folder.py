@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 
 from marl_hpc.games import Game, to_openspiel
-from marl_hpc.populations import PayoffTable, PolicyPopulation
+from marl_hpc.populations import PayoffTable, PolicyPopulation, ranking
 from marl_hpc.storage.checkpoint import write_atomically
 
 
@@ -43,6 +43,11 @@ class PopulationFolder:
         rounded = np.round(known, 6).astype(object)
         rounded[np.isnan(known)] = None
         write_atomically(self.path / "payoffs.json", json.dumps({"sizes": table.sizes, "payoffs": rounded.tolist()}))
+
+    def rank(self, table: PayoffTable) -> None:
+        """How members rank by what the table knows, see `populations.ranking`; nothing where there is no table."""
+        if table.known_payoffs().size:
+            write_atomically(self.path / "ranking.json", json.dumps(ranking(table)))
 
     def export(self, game: Game, policies: Sequence[np.ndarray]) -> None:
         """What all players play [I, A], each mixture as the behavior policy that it amounts to: {information state: [[action,

@@ -38,7 +38,7 @@ def test_one_worker_and_two_have_the_same_table_and_strategies(tmp_path, undistu
     program.run(program.train(run_dir, *RUN, *ONE), cwd=tmp_path)
     assert len(gaps(run_dir)) == 4
     assert gaps(run_dir) == gaps(undisturbed)
-    for name in ("payoffs.json", "policy.json"):
+    for name in ("payoffs.json", "ranking.json", "policy.json"):
         assert written(run_dir, name) == written(undisturbed, name)
 
 
