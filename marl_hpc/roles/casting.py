@@ -106,20 +106,28 @@ class FrozenPolicies:
         if name in self.kept:
             self.kept.move_to_end(name)
             return self.kept[name]
-        if name not in self.members:
-            self.members = {member.id: member for member in self.client.members()}
-        member, plan = self.members[name], self.plans[self.populations[name.population]]
-        networks = self.build(plan)
-        values = {policy: self.parameters.pinned(pin_name(name, policy))[1] for policy in plan.interface.policies}
-        found = content_hash(np.concatenate([x.numpy() for x in values.values()]))
-        if found != member.content:
-            raise RuntimeError(f"the values of frozen policy {name} have changed: their SHA-256 isn't {member.content}")
+        member, values = self.values(name)
+        networks = self.build(self.plan(name.population))
         for policy, flat in values.items():
             load_flat(networks[policy], flat)
         self.kept[name] = Frozen(networks, member)
         while len(self.kept) > self.limit:
             self.kept.popitem(last=False)
         return self.kept[name]
+
+    def plan(self, population: int) -> Plan:
+        return self.plans[self.populations[population]]
+
+    def values(self, name: PolicyId) -> tuple[Member, dict[str, torch.Tensor]]:
+        """A member, and the flat parameters of its policies. Raises RuntimeError where they aren't what was frozen."""
+        if name not in self.members:
+            self.members = {member.id: member for member in self.client.members()}
+        member, plan = self.members[name], self.plan(name.population)
+        values = {policy: self.parameters.pinned(pin_name(name, policy))[1] for policy in plan.interface.policies}
+        found = content_hash(np.concatenate([x.numpy() for x in values.values()]))
+        if found != member.content:
+            raise RuntimeError(f"the values of frozen policy {name} have changed: their SHA-256 isn't {member.content}")
+        return member, values
 
 
 class Casting:
