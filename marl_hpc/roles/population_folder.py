@@ -84,6 +84,6 @@ class PopulationFolder:
             aside = path.with_suffix(".tmp")
             export_policy(aside, groups, values, network, member.iteration, played=member.played)
             written.add(aside.replace(path))
-        write_atomically(folder / "kept.json", json.dumps(about, indent=1))
+        write_atomically(folder / "kept.json", json.dumps(about))
         for other in set(folder.glob("*.safetensors")) - written:
             other.unlink()
