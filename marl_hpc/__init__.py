@@ -12,12 +12,14 @@ if TYPE_CHECKING:
     from marl_hpc.agents import AgentInterface, AsynchronousAgent, IndependentAgent, NetworkedAgent, TeamAgent
     from marl_hpc.cli import run
     from marl_hpc.job import Summary
-    from marl_hpc.policies import Policy, load_policy
+    from marl_hpc.policies import Mixture, Policy, load_mixture, load_policy
 
 _NAMES = {
     "run": "marl_hpc.cli",
     "Summary": "marl_hpc.job",
     "load_policy": "marl_hpc.policies",
+    "load_mixture": "marl_hpc.policies",
+    "Mixture": "marl_hpc.policies",
     "Policy": "marl_hpc.policies",
     "AgentInterface": "marl_hpc.agents",
     "AsynchronousAgent": "marl_hpc.agents",
@@ -29,10 +31,12 @@ __all__ = [
     "AgentInterface",
     "AsynchronousAgent",
     "IndependentAgent",
+    "Mixture",
     "NetworkedAgent",
     "Policy",
     "Summary",
     "TeamAgent",
+    "load_mixture",
     "load_policy",
     "run",
 ]

@@ -171,6 +171,7 @@ class Population:
     updates: int = 10  # stages that a best response is learned for, while its opponents' mixture is updated (McAleer et al. 2022)
     lag: int = 0  # 1: the newest policies' payoffs are simulated while others learn, who meet them a stage later
     power: float = 2.0  # opponents are met in proportion to (1 - the newest one's rate of wins)^power (Vinyals et al. 2019)
+    cross_play: bool = False  # payoffs of schemes that need none, too, so that their members are ranked
     # where payoffs come from: exact (computed) | simulated | auto (computed where the game can be written down whole)
     payoffs: str = "auto"
     # simulated: of 95 % intervals, in units of return, at which enough episodes were played; psro: of what each policy returns against
@@ -369,22 +370,28 @@ def computes_population(config: Config) -> bool:
 EXPLOITERS = ("main", "league")
 SIMULATED = ("half_width", "min_episodes", "max_episodes")
 LEARNED_ONLY = (
-    "every_steps", "greedy", "fresh", "live", "delta", "anticipatory", "exploiters", "levels", "updates", "lag", "power", "payoffs",
+    "every_steps", "greedy", "fresh", "live", "delta", "anticipatory", "exploiters", "levels", "updates", "lag", "power", "cross_play", "payoffs",
     *SIMULATED, "cache",
 )  # fmt: skip
+NEEDS_TABLE = ("psro", "pipeline_psro", "anytime_psro", "league")  # schemes that look at payoffs
 EXACT_ONLY = ("iterations", "tolerance", "regret_steps")
 POPULATION_OPTIONS = {  # whose they are; others are everybody's
     **dict.fromkeys(("meta_solver", "meta_options"), ("psro", "pipeline_psro")), "regret_steps": ("anytime_psro",),
     "live": ("delta_uniform", "league"), "delta": ("delta_uniform",), "anticipatory": ("nfsp",), "power": ("league",), "exploiters": ("league",),
     "fresh": ("psro", "pipeline_psro", "anytime_psro", "fictitious_play", "delta_uniform", "league"),
     "levels": ("pipeline_psro",), "updates": ("anytime_psro",),
-    **dict.fromkeys(("payoffs", "lag", *SIMULATED), ("psro", "pipeline_psro", "anytime_psro", "league")),
+    "cross_play": ("self_play", "fictitious_play", "delta_uniform", "nfsp"), "lag": NEEDS_TABLE,
 }  # fmt: skip
 ORACLES = {
     "self_play": ("learned", "exact"), "fictitious_play": ("learned", "exact"), "psro": ("learned", "exact"),
     "delta_uniform": ("learned",), "league": ("learned",), "pipeline_psro": ("learned",), "nfsp": ("learned",),
     "anytime_psro": ("learned", "exact"),
 }  # fmt: skip
+
+
+def needs_table(section: Population) -> bool:
+    """Whether payoffs of learned policies are found out: the scheme looks at them, or members are to be ranked."""
+    return section.name in NEEDS_TABLE or section.cross_play
 
 
 def check_population(config: Config) -> None:
@@ -404,6 +411,11 @@ def check_population(config: Config) -> None:
         if owners and name not in owners:
             raise ConfigError(
                 f"population.{f.name}={value} is about population={' or '.join(owners)}; got population={name}: leave it out"
+            )
+        if f.name in ("payoffs", *SIMULATED) and oracle == "learned" and not needs_table(population):
+            raise ConfigError(
+                f"population.{f.name}={value} is about payoffs, which population={name} doesn't need: leave it out, or set "
+                "population.cross_play=true"
             )
         for needed, keys in (("learned", LEARNED_ONLY), ("exact", EXACT_ONLY)):
             if f.name in keys and oracle != needed:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from statistics import NormalDist
 from typing import Any, NamedTuple
 
@@ -55,11 +56,12 @@ class PayoffTable:
         self.populations = checked_populations(populations)
         self.sampling = sampling
         self.seed = seed
-        self._seatings = seatings(self.populations)
-        if sampling is not None and sampling.batch % len(self._seatings):
+        ways = math.prod(math.factorial(len(players)) for players in sharing(self.populations))
+        self._shared = ways > 1
+        if sampling is not None and sampling.batch % ways:
             raise ValueError(
-                f"batch={sampling.batch} episodes can't be shared evenly among {len(self._seatings)} seatings of the players that share "
-                f"a population; give a multiple of {len(self._seatings)}"
+                f"batch={sampling.batch} episodes can't be shared evenly among {ways} seatings of the players that share "
+                f"a population; give a multiple of {ways}"
             )
         players = len(self.populations)
         none = (0,) * players
@@ -72,6 +74,10 @@ class PayoffTable:
         self._beats = np.zeros((players, players, *none))
         self._wanted = np.zeros(none, np.int64)  # batches that a cell has at least; 0: nobody asked for it
         self._open: dict[Cell, _Open] = {}
+
+    @cached_property
+    def _seatings(self) -> list[Cell]:
+        return seatings(self.populations)  # many, where many share a population: only for those who simulate
 
     @property
     def sizes(self) -> tuple[int, ...]:
@@ -224,7 +230,7 @@ class PayoffTable:
     def _by_player(self, values: np.ndarray) -> np.ndarray:
         """Of every profile from what is kept of cells by position; both [players, *sizes]."""
         cells = np.indices(self.sizes)
-        if len(self._seatings) == 1:
+        if not self._shared:
             return values
         positions = np.empty_like(cells)  # of each player in the sorted cell
         for players in sharing(self.populations):

@@ -21,10 +21,11 @@ def section(folder: Path) -> str:
     if not folder.is_dir():
         return ""
     history, members, table = _lines(folder / "history.jsonl"), _read(folder / "members.json"), _read(folder / "payoffs.json")
+    ranking = _read(folder / "ranking.json")
     parts = ["<h2>Populations</h2>", _gaps(history)]
     last = history[-1]["mixtures"] if history else []
     parts += [_mixtures(history, player) for player in range(len(last))]
-    parts += [_payoffs(table), _members(members, last)]
+    parts += [_payoffs(table), _cross_play(ranking), _members(members, last, ranking)]
     return "\n".join(part for part in parts if part)
 
 
@@ -61,7 +62,41 @@ def _payoffs(table: dict[str, Any]) -> str:
     return raster(payoffs[0], "member of player 1", "member of player 0", "what player 0 gets on average", height=420)
 
 
-def _members(members: dict[str, Any], last: Sequence[Sequence[float]]) -> str:
+def _cross_play(ranking: dict[str, Any]) -> str:
+    """Who beats whom. Where only members of different populations meet, of two the first ones' rows and the others' columns."""
+    rates, names = ranking.get("win_rates"), ranking.get("names") or []
+    if not rates:
+        return ""
+    rows = columns = range(len(names))
+    owners = [name.partition("/")[0] for name in names]
+    apart = all(rates[i][j] is None for i in rows for j in columns if owners[i] == owners[j])
+    if apart and len(set(owners)) == 2:
+        rows, columns = ([i for i in range(len(names)) if owners[i] == owner] for owner in dict.fromkeys(owners))
+    titles = [f"member, {names[some[0]]} … {names[some[-1]]}" for some in (columns, rows)]
+    matrix = [[rates[i][j] for j in columns] for i in rows]
+    return raster(matrix, titles[0], titles[1], "cross-play: how often the row's member wins, draws half", height=420)
+
+
+def _rated(ranking: dict[str, Any]) -> str:
+    """What the ratings in the table of members were computed by, or why there are none."""
+    elo, alpha_rank = ranking.get("elo") or {}, ranking.get("alpha_rank") or {}
+    said = []
+    if "left_out" in elo:
+        said.append(f"No Elo ratings: {elo['left_out']}.")
+    elif elo:
+        said.append(
+            f"Elo: ratings of maximum likelihood; draws of each member with one of rating {elo['mean']:g} that are added: {elo['prior_draws']:g}."
+        )
+    if "left_out" in alpha_rank:
+        said.append(f"No α-Rank: {alpha_rank['left_out']}.")
+    elif alpha_rank:
+        said.append(
+            f"α-Rank: α={alpha_rank['alpha']:g} per unit of return, {alpha_rank['model']}, with {alpha_rank['population_size']} individuals."
+        )
+    return f"<p class=soft>{escape(' '.join(said))}</p>" if said else ""
+
+
+def _members(members: dict[str, Any], last: Sequence[Sequence[float]], ranking: dict[str, Any]) -> str:
     populations, found = members.get("populations") or [], members.get("members") or []
     share: dict[str, float] = {}
     for player, mixture in enumerate(last):
@@ -69,8 +104,12 @@ def _members(members: dict[str, Any], last: Sequence[Sequence[float]]) -> str:
             name = f"{populations[player]}/{k}" if player < len(populations) else ""
             share[name] = max(share.get(name, 0.0), x)
     ranked = sorted(found, key=lambda member: -share.get(member["id"], 0.0))
+    names = ranking.get("names") or []
+    elo = dict(zip(names, (ranking.get("elo") or {}).get("ratings", []), strict=False))
+    masses = dict(zip(names, (ranking.get("alpha_rank") or {}).get("masses", []), strict=False))
     rows = [
-        f"<tr><td>{escape(str(m['id']))}<td class=n>{share.get(m['id'], 0.0):.3f}<td>{escape(str(m['made_by']))}<td>{escape(str(m.get('played', '–')))}"
+        f"<tr><td>{escape(str(m['id']))}<td class=n>{share.get(m['id'], 0.0):.3f}"
+        f"<td class=n>{_number(elo.get(m['id']), 0)}<td class=n>{_number(masses.get(m['id']), 3)}<td>{escape(str(m['made_by']))}<td>{escape(str(m.get('played', '–')))}"
         f"<td class=n>{m['iteration']}<td class=n>{'–' if m['parent'] is None else m['parent']}<td class=n>{m['env_steps']:,}"
         for m in ranked[:MOST_MEMBERS]
     ]
@@ -79,8 +118,15 @@ def _members(members: dict[str, Any], last: Sequence[Sequence[float]]) -> str:
     rest = (
         f"<p class=soft>and {len(ranked) - MOST_MEMBERS} more, in population/members.json</p>" if len(ranked) > MOST_MEMBERS else ""
     )
-    head = "<tr><th>member<th>share of the last mixture<th>made by<th>played<th>iteration<th>started from<th>environment steps"
-    return f"<div class=wide><table>{head}{''.join(rows)}</table></div>{rest}"
+    head = (
+        "<tr><th>member<th>share of the last mixture<th>Elo<th>α-Rank<th>made by<th>played<th>iteration<th>started from"
+        "<th>environment steps"
+    )
+    return f"<div class=wide><table>{head}{''.join(rows)}</table></div>{rest}{_rated(ranking)}"
+
+
+def _number(x: float | None, digits: int) -> str:
+    return "–" if x is None else f"{x:.{digits}f}"
 
 
 def _read(path: Path) -> dict[str, Any]:

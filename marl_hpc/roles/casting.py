@@ -7,6 +7,7 @@ rollout workers play whom the payoff table lacks.
 
 from __future__ import annotations
 
+import math
 import re
 from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
@@ -27,6 +28,7 @@ from marl_hpc.metrics import Clock
 from marl_hpc.networks import load_flat
 from marl_hpc.paradigms import Plan
 from marl_hpc.populations import Lease, Member, PolicyId, content_hash, episode_seeds, exact_cells, profiles
+from marl_hpc.populations.cells import sharing
 from marl_hpc.populations.schemes import ALL_LEARN, LEARNS, Strategy, configured, lines_of
 from marl_hpc.roles.acting import Answer, Question, answer
 from marl_hpc.roles.clients import ParameterClient
@@ -107,20 +109,28 @@ class FrozenPolicies:
         if name in self.kept:
             self.kept.move_to_end(name)
             return self.kept[name]
-        if name not in self.members:
-            self.members = {member.id: member for member in self.client.members()}
-        member, plan = self.members[name], self.plans[self.populations[name.population]]
-        networks = self.build(plan)
-        values = {policy: self.parameters.pinned(pin_name(name, policy))[1] for policy in plan.interface.policies}
-        found = content_hash(np.concatenate([x.numpy() for x in values.values()]))
-        if found != member.content:
-            raise RuntimeError(f"the values of frozen policy {name} have changed: their SHA-256 isn't {member.content}")
+        member, values = self.values(name)
+        networks = self.build(self.plan(name.population))
         for policy, flat in values.items():
             load_flat(networks[policy], flat)
         self.kept[name] = Frozen(networks, member)
         while len(self.kept) > self.limit:
             self.kept.popitem(last=False)
         return self.kept[name]
+
+    def plan(self, population: int) -> Plan:
+        return self.plans[self.populations[population]]
+
+    def values(self, name: PolicyId) -> tuple[Member, dict[str, torch.Tensor]]:
+        """A member, and the flat parameters of its policies. Raises RuntimeError where they aren't what was frozen."""
+        if name not in self.members:
+            self.members = {member.id: member for member in self.client.members()}
+        member, plan = self.members[name], self.plan(name.population)
+        values = {policy: self.parameters.pinned(pin_name(name, policy))[1] for policy in plan.interface.policies}
+        found = content_hash(np.concatenate([x.numpy() for x in values.values()]))
+        if found != member.content:
+            raise RuntimeError(f"the values of frozen policy {name} have changed: their SHA-256 isn't {member.content}")
+        return member, values
 
 
 class Casting:
@@ -385,5 +395,11 @@ def check(config: Config, plans: Sequence[Plan], env: EnvBatch) -> None:
                 f"population.payoffs=exact with env={config.env['name']}: payoffs are computed in games that are written down whole, such as "
                 "openspiel_fast/…, of policies that act by what they see now; set payoffs=simulated, or algorithm.gru=0"
             )
+    rotation = math.prod(math.factorial(len(group)) for group in sharing(populations_of(players)))
+    if section.cross_play and rotation > section.max_episodes:
+        raise ConfigError(
+            f"population.cross_play=true with env={config.env['name']}: the episodes of a cell rotate over {rotation:,} ways to seat players who "
+            f"share a population, more than population.max_episodes={section.max_episodes}: leave it out, or set groups=separate"
+        )
     if section.name in ("psro", "pipeline_psro"):
         configured(section)

@@ -102,6 +102,7 @@ class ExactLearner:
         self.save()
         if self.world.stopping:
             return False
+        self.folder.rank(self.table)
         if self.last is not None:
             self.folder.export(self.game, self.last.policies)
         return True

@@ -2,25 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from marl_hpc.config import Population
+from marl_hpc.config import Population, needs_table
 from marl_hpc.games import Game, mixture_policy, nash_conv
 from marl_hpc.populations import Member, PayoffTable, PolicyId, PolicyPopulation, content_hash
 from marl_hpc.populations.schemes import BEST_RESPONSES, Strategy, lines_of, number_of, resets, what_learns
 from marl_hpc.roles.casting import FrozenPolicies, Player, learning_in, pin_name, populations_of
 from marl_hpc.roles.clients import ParameterClient
-from marl_hpc.roles.population import TABLE, PopulationClient
-from marl_hpc.roles.population_folder import PopulationFolder
+from marl_hpc.roles.population import PopulationClient
+from marl_hpc.roles.population_folder import MemberPolicy, PopulationFolder
 from marl_hpc.roles.recorder import Recorder
 from marl_hpc.roles.replica import Replica
 from marl_hpc.roles.schedule import Schedule
 from marl_hpc.roles.tabulating import tabular
 from marl_hpc.types import InterfaceSpec
+
+MOST_KEPT = 100  # members whose policies are all exported at a run's end; of more, only those that somebody plays
+PLAYED = 1e-6  # smaller shares of a mixture don't count
 
 
 class Growth:
@@ -117,7 +120,7 @@ class Records:
         """Metrics of a stage's strategy."""
         metrics = {"population/size": float(len(strategy.mixtures[0]))}
         for player, mixture in enumerate(strategy.mixtures):
-            metrics[f"population/support/player_{player}"] = float((mixture > 1e-6).sum())
+            metrics[f"population/support/player_{player}"] = float((mixture > PLAYED).sum())
         if self.game is not None:
             gap = nash_conv(self.game, self.policies(strategy.mixtures))
             metrics |= {"population/nash_conv": gap, "population/exploitability": gap / self.game.players}
@@ -147,10 +150,41 @@ class Records:
         for member in self.client.members():
             population.admit(member)
         table = PayoffTable(self.populations)
-        if self.section.name in TABLE:
+        if needs_table(self.section):
             table.adopt(self.client.table())
         self.folder.write(population, table)
+        self.folder.rank(table)
+        last = self.last or self.client.strategy(self.next - 1, wait=True)
+        assert last is not None
+        self.keep(population, last.mixtures)
         if self.game is not None:
-            last = self.last or self.client.strategy(self.next - 1, wait=True)
-            assert last is not None
             self.folder.export(self.game, self.policies(last.mixtures))
+
+    def keep(self, population: PolicyPopulation, mixtures: Sequence[np.ndarray]) -> None:
+        """Export members for their users: all, or where these are more than MOST_KEPT those that mixtures play, and each population's
+        newest."""
+        names, rule = [member.id for member in population], "all members"
+        if len(names) > MOST_KEPT:
+            kept = {population.members(own)[-1].id for own in self.populations}
+            for own, mixture in zip(self.populations, mixtures, strict=True):
+                kept |= {PolicyId(own, int(number)) for number in np.flatnonzero(mixture > PLAYED)}
+            rule = f"of {len(names)} members those with a share of the last mixtures, and the newest"
+            names = [name for name in names if name in kept]
+        players = [
+            {"agents": self.agents(player), "population": own, "mixture": mixture.tolist()}
+            for player, own, mixture in zip(self.players, self.populations, mixtures, strict=True)
+        ]
+        about = {"kept": rule, "members": [str(name) for name in names], "players": players}
+        self.folder.keep((policy for name in names for policy in self.exported(name)), about)
+
+    def agents(self, player: Player) -> list[str]:
+        groups = self.frozen.plans[player.population].interface.groups
+        return [group.agents[place] for group in groups for place in player.places.get(group.name, [])]
+
+    def exported(self, name: PolicyId) -> Iterator[MemberPolicy]:
+        """A member's policies."""
+        plan = self.frozen.plan(name.population)
+        network = plan.algorithm.network(plan.options, plan.interface)
+        member, values = self.frozen.values(name)
+        for policy, groups in plan.interface.policies.items():
+            yield MemberPolicy(member, policy, groups, values[policy], network)

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from marl_hpc.comm.peers import Peer
-from marl_hpc.config import Population
+from marl_hpc.config import Population, needs_table
 from marl_hpc.metrics import Clock
 from marl_hpc.populations import Lease, Member, PayoffTable, PolicyId, PolicyPopulation, Sampling, cross_play
 from marl_hpc.populations.cells import sharing
@@ -27,7 +27,6 @@ from marl_hpc.roles.clients import World, _Client
 from marl_hpc.roles.parameter import ParameterShard, belonging
 
 BATCH = 50  # episodes that a rollout worker simulates at once; with more players, rounded up to whole rotations of seats
-TABLE = ("psro", "pipeline_psro", "anytime_psro", "league")  # who needs payoffs
 REFINED = ("psro", "pipeline_psro")  # whose solution says which cells take more episodes
 
 
@@ -74,7 +73,7 @@ class PopulationShard(ParameterShard):
     def _work(self, owner: str, stage: int) -> dict[str, Any] | None:
         if not self._frozen(stage):
             return None
-        if self.section.name in TABLE and stage not in self.strategies:
+        if needs_table(self.section) and stage not in self.strategies:
             self.payoffs.grow((self._members(stage),) * self.players, needed(self.section, stage, self.players))
             self._refine(stage)
             missing, now_s = self.payoffs.missing(), time.monotonic()
@@ -105,7 +104,7 @@ class PopulationShard(ParameterShard):
         """{"strategy"} of a stage; where it isn't known yet, waits or answers {}."""
 
         def ready() -> dict[str, Any] | None:
-            if stage in self.strategies or (self._frozen(stage) and self.section.name not in TABLE):
+            if stage in self.strategies or (self._frozen(stage) and not needs_table(self.section)):
                 return {"strategy": packed(self._strategy(stage))}
             return None if wait else {}
 
@@ -148,7 +147,7 @@ class PopulationShard(ParameterShard):
 
     def _complete(self, stage: int) -> bool:
         """Whether every cell that a stage's strategy is made of is done."""
-        if self.section.name not in TABLE:
+        if not needs_table(self.section):
             return True
         if min(self.payoffs.sizes) < self._members(stage):
             return False
@@ -163,7 +162,7 @@ class PopulationShard(ParameterShard):
 
     def _strategy(self, stage: int) -> Strategy:
         if stage not in self.strategies:
-            payoffs = self._known(stage) if self.section.name in TABLE else None
+            payoffs = self._known(stage) if needs_table(self.section) else None
             wins = rates_of_wins(self.payoffs, stage, self.lines) if self.section.name == "league" else None
             known = Known(stage, self.lines, self.players, payoffs, wins)
             self.strategies[stage] = SCHEMES[self.section.name](known, self.section)

@@ -1,20 +1,40 @@
-"""What a run's folder tells of its populations, as JSON that anybody reads: `population/` with who is in them, what they return against
-one another, whom they answered iteration by iteration, and the behavior policy that OpenSpiel takes.
+"""What a run's folder tells of its populations, as JSON that anybody reads: RUN/population/ has
 
-May import populations, games and storage.
+- `history.jsonl`: a line an iteration, what each player's population was mixed by, and NashConv where it is known;
+- `members.json`: who is in them, and where they come from;
+- `payoffs.json`: what they return against one another, null where that isn't known;
+- `ranking.json`: cross-play, Elo and α-Rank, where there are payoffs (see `populations.ranking`);
+- `policy.json`: the behavior policy that the last mixtures amount to, as OpenSpiel takes it;
+- `policies/`: learned members' policies for `load_policy` and `load_mixture` (see `marl_hpc.policies`).
+
+History is written as a run goes on, the others at its end. May import populations, games, storage and policies.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import numpy as np
+from torch import Tensor
 
 from marl_hpc.games import Game, to_openspiel
-from marl_hpc.populations import PayoffTable, PolicyPopulation
+from marl_hpc.policies import export_policy
+from marl_hpc.populations import Member, PayoffTable, PolicyPopulation, ranking
 from marl_hpc.storage.checkpoint import write_atomically
+from marl_hpc.types import GroupSpec
+
+
+class MemberPolicy(NamedTuple):
+    """One policy of a member, as `export_policy` takes it."""
+
+    member: Member
+    name: str
+    groups: Sequence[GroupSpec]
+    values: Tensor
+    network: dict[str, Any]
 
 
 class PopulationFolder:
@@ -44,7 +64,26 @@ class PopulationFolder:
         rounded[np.isnan(known)] = None
         write_atomically(self.path / "payoffs.json", json.dumps({"sizes": table.sizes, "payoffs": rounded.tolist()}))
 
+    def rank(self, table: PayoffTable) -> None:
+        """How members rank by what the table knows, see `populations.ranking`; nothing where there is no table."""
+        if table.known_payoffs().size:
+            write_atomically(self.path / "ranking.json", json.dumps(ranking(table)))
+
     def export(self, game: Game, policies: Sequence[np.ndarray]) -> None:
         """What all players play [I, A], each mixture as the behavior policy that it amounts to: {information state: [[action,
         probability], …]}, as `pyspiel.TabularPolicy` takes it."""
         write_atomically(self.path / "policy.json", json.dumps(to_openspiel(game, list(policies))))
+
+    def keep(self, policies: Iterable[MemberPolicy], about: dict[str, Any]) -> None:
+        """Write these policies, and `about` as kept.json. Files of others are removed."""
+        folder = self.path / "policies"
+        folder.mkdir(exist_ok=True)
+        written = set()
+        for member, name, groups, values, network in policies:
+            path = folder / f"{member.id.population}-{member.id.number}-{name}.safetensors"
+            aside = path.with_suffix(".tmp")
+            export_policy(aside, groups, values, network, member.iteration, played=member.played)
+            written.add(aside.replace(path))
+        write_atomically(folder / "kept.json", json.dumps(about))
+        for other in set(folder.glob("*.safetensors")) - written:
+            other.unlink()

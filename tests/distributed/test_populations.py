@@ -4,9 +4,14 @@ import json
 import os
 import signal
 
+import numpy as np
 import pytest
 from rigs import program
 from rigs.program import pids, wait_for
+from safetensors.numpy import load_file
+
+import marl_hpc
+from marl_hpc.populations import content_hash
 
 RUN = (
     "env=openspiel_fast/kuhn_poker", "population=psro", "groups=separate", "population.every_steps=640", "population.payoffs=simulated",
@@ -38,8 +43,21 @@ def test_one_worker_and_two_have_the_same_table_and_strategies(tmp_path, undistu
     program.run(program.train(run_dir, *RUN, *ONE), cwd=tmp_path)
     assert len(gaps(run_dir)) == 4
     assert gaps(run_dir) == gaps(undisturbed)
-    for name in ("payoffs.json", "policy.json"):
+    for name in ("payoffs.json", "ranking.json", "policy.json"):
         assert written(run_dir, name) == written(undisturbed, name)
+
+
+def test_members_are_exported_as_they_were_frozen_and_load(undisturbed):
+    members = {member["id"]: member["content"] for member in written(undisturbed, "members.json")["members"]}
+    files = sorted((undisturbed / "population" / "policies").glob("*.safetensors"))
+    assert len(files) == len(members) == 8
+    for path in files:
+        population, number, _ = path.name.split("-", 2)
+        assert content_hash(load_file(path)["values"]) == members[f"{population}/{number}"]
+    mixture = marl_hpc.load_mixture(undisturbed, "player_1", seed=0)
+    member = marl_hpc.load_policy(undisturbed, "player_1", member=mixture.begin())
+    seen = np.zeros(member.group.observation_shape)
+    assert mixture.act(seen) == member.act(seen)
 
 
 @pytest.mark.parametrize("role", ["rollout/1", "parameter/0", "learner/1"])

@@ -83,6 +83,33 @@ def test_every_scheme_freezes_a_policy_each_stage_and_openspiel_agrees_on_what_t
     assert len({member["content"] for member in members["members"]}) == len(members["members"])
 
 
+@pytest.mark.parametrize("groups", ["shared", "separate"])
+def test_members_of_any_scheme_are_ranked_by_cross_play(tmp_path, groups):
+    run = (*KUHN, "population=self_play", f"groups={groups}")
+    inline.train(tmp_path / "ranked", *run, "population.cross_play=true")
+    inline.train(tmp_path / "plain", *run)
+    ranking, payoffs = read(tmp_path / "ranked", "ranking.json"), read(tmp_path / "ranked", "payoffs.json")
+    assert payoffs["sizes"] == [4, 4]
+    assert sum(ranking["alpha_rank"]["masses"]) == pytest.approx(1 if groups == "shared" else 2, abs=1e-4)
+    assert ranking["alpha_rank"]["model"] == ("a single population" if groups == "shared" else "a population for each player")
+    rates = np.array(ranking["win_rates"], float)
+    met = ~np.isnan(rates)
+    assert met.sum() == (12 if groups == "shared" else 32)
+    assert (rates + rates.T)[met] == pytest.approx(1, abs=1e-5)
+    assert len(ranking["elo"]["ratings"]) == len(ranking["names"]) == len(rates)
+    assert not (tmp_path / "plain" / "population" / "ranking.json").exists()
+    assert read(tmp_path / "ranked", "members.json") == read(tmp_path / "plain", "members.json")
+
+
+@pytest.mark.usefixtures("plain")
+def test_computed_populations_are_ranked_and_those_without_a_table_are_not(tmp_path):
+    inline.train(tmp_path / "psro", *EXACT)
+    sizes = read(tmp_path / "psro", "payoffs.json")["sizes"]
+    assert len(read(tmp_path / "psro", "ranking.json")["elo"]["ratings"]) == sum(sizes)
+    inline.train(tmp_path / "anytime", *EXACT[::2], "population=anytime_psro")
+    assert not (tmp_path / "anytime" / "population" / "ranking.json").exists()
+
+
 def test_what_a_population_starts_with_is_played_like_that(tmp_path):
     game = pyspiel.load_game("kuhn_poker")
     for start, expected in (
@@ -234,6 +261,7 @@ def test_simulating_ahead_gives_each_stage_the_strategy_of_the_one_before(tmp_pa
         "groups=separate",
         "population.payoffs=simulated",
         "population.meta_solver=uniform",
+        "population.greedy=false",
         "rollout.envs=4",
         "checkpoint.every_steps=80",
     )
@@ -273,6 +301,20 @@ def test_simulating_ahead_gives_each_stage_the_strategy_of_the_one_before(tmp_pa
         (["population=psro", "population.levels=3"], "population=pipeline_psro"),
         (["population=psro", "population.lag=2"], "0 or 1"),
         (["population=anytime_psro", "env.players=3", "rollout.envs=3"], "3 players"),
+        (["population=psro", "population.cross_play=true"], "population=self_play or fictitious_play"),
+        (["population.cross_play=true"], "needs a population"),
+        (["population=self_play", "population.oracle=exact", "population.cross_play=true"], "population.oracle=learned; got exact"),
+        (["population=nfsp", "population.half_width=0.1"], "set population.cross_play=true"),
+        (
+            [
+                "population=self_play",
+                "population.cross_play=true",
+                "population.max_episodes=100",
+                "env=mpe_fast/simple_spread",
+                "env.N=5",
+            ],
+            "120 ways",
+        ),
     ],
 )
 def test_what_cant_be_is_refused_before_anything_starts(overrides, said):

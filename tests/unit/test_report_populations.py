@@ -74,6 +74,44 @@ def test_a_run_that_computes_has_iterations_and_no_empty_learning_curve(tmp_path
     assert "Learning curve" in write(tmp_path / "learned", env_steps=(0, 100, 200))
 
 
+RANKING = {
+    "names": ["0/0", "0/1", "1/0"], "win_rates": [[None, None, 0.25], [None, None, 1.0], [0.75, 0.0, None]],
+    "elo": {"prior_draws": 1.0, "mean": 0.0, "ratings": [-31.4, 52.0, -20.6]},
+    "alpha_rank": {"model": "a population for each player", "alpha": 100.0, "population_size": 50, "masses": [0.125, 0.875, 1.0]},
+}  # fmt: skip
+
+
+def ranked(folder, **changed):
+    write(folder)
+    (folder / "population" / "ranking.json").write_text(json.dumps(RANKING | changed))
+    return render(folder).read_text()
+
+
+def cross_play_of(text):
+    picture = next(svg for svg in re.findall(r"<svg.*?</svg>", text, re.DOTALL) if "cross-play" in svg)
+    return dict(re.findall(r"<title>(\d+, \d+): ([^<]+)</title>", picture))
+
+
+def test_members_have_their_ratings_and_who_beats_whom_is_drawn(tmp_path):
+    text = ranked(tmp_path / "run")
+    rows = re.findall(r"<tr><td>(0/\d)<td class=n>[\d.]+<td class=n>([-\d.]+)<td class=n>([\d.]+)", text)
+    assert rows == [("0/1", "52", "0.875"), ("0/0", "-31", "0.125")]
+    assert cross_play_of(text) == {"0, 0": "0.25", "1, 0": "1"}  # two populations: the members of one against those of the other
+    assert "α=100 per unit of return, a population for each player, with 50" in text
+
+
+def test_members_of_one_population_are_drawn_against_one_another(tmp_path):
+    text = ranked(tmp_path / "run", names=["0/0", "0/1", "0/2"])
+    assert cross_play_of(text) == {"0, 2": "0.25", "1, 2": "1", "2, 0": "0.75", "2, 1": "0"}
+
+
+def test_ratings_that_were_left_out_say_why(tmp_path):
+    text = ranked(tmp_path / "run", elo={"left_out": "no wins"}, alpha_rank={"left_out": "4,000 states"}, win_rates=None)
+    assert "No Elo ratings: no wins. No α-Rank: 4,000 states." in text
+    assert "cross-play" not in text
+    assert "<td>0/1<td class=n>0.750<td class=n>–<td class=n>–" in text
+
+
 @pytest.mark.parametrize("missing", ["history.jsonl", "members.json", "payoffs.json"])
 def test_a_missing_file_is_no_error(tmp_path, missing):
     write(tmp_path / "run")
