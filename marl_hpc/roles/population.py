@@ -217,7 +217,7 @@ def unpacked(record: Mapping[str, Tensor]) -> Strategy:
 
 
 def tensors(arrays: dict[str, np.ndarray]) -> dict[str, Tensor]:
-    return {key: torch.from_numpy(np.array(x)) for key, x in arrays.items()}
+    return {key: torch.from_numpy(np.array(x, order="C")) for key, x in arrays.items()}
 
 
 class Work(NamedTuple):

@@ -110,6 +110,20 @@ def test_computed_populations_are_ranked_and_those_without_a_table_are_not(tmp_p
     assert not (tmp_path / "anytime" / "population" / "ranking.json").exists()
 
 
+def test_three_players_answer_joint_distributions_and_a_checkpoint_keeps_them(tmp_path):
+    run = (
+        *KUHN, "env.players=3", "population=psro", "population.meta_solver=coarse_correlated_equilibrium", "groups=separate",
+        "population.every_steps=120", "rollout.envs=3", "checkpoint.every_steps=120",
+    )  # fmt: skip
+    lines = inline.train(tmp_path / "whole", *run, "budget.env_steps=480")
+    assert numbers(lines, "population/size") == [1, 2, 3, 4, 5]
+    inline.rank(tmp_path / "parts", *run, "budget.env_steps=360").run()
+    inline.train(tmp_path / "parts", *run, "budget.env_steps=480", resume=True)
+    for name in ("members.json", "payoffs.json", "policy.json"):
+        assert read(tmp_path / "parts", name) == read(tmp_path / "whole", name)
+    assert np.array(read(tmp_path / "whole", "payoffs.json")["payoffs"]).shape == (3, 5, 5, 5)
+
+
 def test_what_a_population_starts_with_is_played_like_that(tmp_path):
     game = pyspiel.load_game("kuhn_poker")
     for start, expected in (
