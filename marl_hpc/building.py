@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -132,7 +132,8 @@ class Builder:
         frozen = self.frozen(ParameterClient(parameters, self.world, clock, self.dtype), client)
         game = self.game if self.computes_payoffs else None
         anticipatory = self.config.population.anticipatory if self.config.population.name == "nfsp" else 0.0
-        return Casting(self.plans, frozen, client, self.config.seed, game, clock, self.world.stamp, anticipatory)
+        make = partial(make_env, self.config)
+        return Casting(self.plans, frozen, client, self.config.seed, game, clock, self.world.stamp, make, anticipatory)
 
     def growth(self, index: int, parameters: list[Peer], recorder: Recorder | None) -> Growth | None:
         """How a learner adds to populations, where there are some."""

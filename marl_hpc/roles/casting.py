@@ -21,7 +21,8 @@ from torch import Tensor
 from marl_hpc.actors import PolicyNetwork, build_policy
 from marl_hpc.agents import TeamAgent
 from marl_hpc.config import Config, ConfigError, Population
-from marl_hpc.envs.openspiel_fast import whole_game
+from marl_hpc.envs.openspiel_fast import CompiledBatch, whole_game
+from marl_hpc.envs.vectorized import VectorizedBatch
 from marl_hpc.games import Game, realization_plan
 from marl_hpc.keyed_random import OPPONENT, PAYOFF_ACTION, generator
 from marl_hpc.metrics import Clock
@@ -38,6 +39,7 @@ from marl_hpc.roles.tabulating import tabular, tabulates
 from marl_hpc.types import EnvBatch, InterfaceSpec, Step
 
 Networks = dict[str, PolicyNetwork]
+MATCHES = 16  # episodes that are simulated side by side
 
 
 class Player(NamedTuple):
@@ -138,9 +140,12 @@ class Casting:
 
     def __init__(
         self, plans: Sequence[Plan], frozen: FrozenPolicies, client: PopulationClient, seed: int, game: Game | None, clock: Clock,
-        alive: Callable[[], None], anticipatory: float = 0.0,
+        alive: Callable[[], None], make: Callable[[int], EnvBatch], anticipatory: float = 0.0,
     ) -> None:  # fmt: skip
-        """`game`: where payoffs are computed; `anticipatory`: how often a player acts by its best response, where it has two ways to act."""
+        """`game`: where payoffs are computed; `make`: so many copies of the environment, to simulate them in; `anticipatory`: how often a
+        player acts by its best response, where it has two ways to act."""
+        self.make = make
+        self.arena: EnvBatch | None = None
         self.anticipatory = anticipatory
         self.responds = np.zeros((0, 0), bool)  # [B, players]: by its best response
         self.plans, self.frozen, self.client, self.seed, self.game = plans, frozen, client, seed, game
@@ -155,27 +160,27 @@ class Casting:
         self.trains = np.zeros((0, len(self.players)), bool)  # whose data is learned from
         self.plans_of: dict[tuple[int, PolicyId], np.ndarray] = {}  # realization plans by seat
 
-    def turn_to(self, stage: int, env: EnvBatch) -> None:
+    def turn_to(self, stage: int) -> None:
         """Cast by a stage's strategy from now on. As long as the payoff table isn't complete, play or compute what it lacks."""
         while stage != self.stage:
             work = self.client.work(stage, wait=True)
             if work.strategy is not None:
                 self.stage, self.strategy = stage, work.strategy
             else:
-                self.do(work, env)
+                self.do(work)
 
-    def ahead(self, stage: int, env: EnvBatch) -> None:
+    def ahead(self, stage: int) -> None:
         """Play or compute some of what the payoff table lacks for a stage, if there is something that nobody is at."""
         if stage not in self.settled:
             work = self.client.work(stage, wait=False)
             if work.strategy is not None:
                 self.settled.add(stage)
-            self.do(work, env)
+            self.do(work)
 
-    def do(self, work: Work, env: EnvBatch) -> None:
+    def do(self, work: Work) -> None:
         with self.clock.computing("payoffs"):
             if work.lease is not None:
-                self.client.report(work.lease, self.simulate(work.lease, env))
+                self.client.report(work.lease, self.simulate(work.lease))
             elif work.cells is not None:
                 self.client.fill(*self.compute(work.cells))
 
@@ -256,8 +261,13 @@ class Casting:
         here = torch.from_numpy(self.cast[rows, player] == number)
         return here, torch.from_numpy(rows)[here]
 
-    def simulate(self, lease: Lease, env: EnvBatch) -> np.ndarray:
+    def simulate(self, lease: Lease) -> np.ndarray:
         """Returns [E, players] of a lease's episodes: sums over steps, means over a player's agents."""
+        if self.arena is None:
+            self.arena = self.make(MATCHES)
+            if isinstance(self.arena, VectorizedBatch | CompiledBatch):  # where a copy costs next to nothing
+                self.arena = self.make(lease.episodes)
+        env = self.arena
         whom = profiles(self.populations, lease.cell, lease.numbers)
         seeds = episode_seeds(self.seed, lease.cell, lease.numbers)
         before, self.cast = self.cast, np.zeros((env.copies, len(self.players)), np.int64)

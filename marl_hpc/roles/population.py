@@ -75,7 +75,8 @@ class PopulationShard(ParameterShard):
             return None
         if needs_table(self.section) and stage not in self.strategies:
             self.payoffs.grow((self._members(stage),) * self.players, needed(self.section, stage, self.players))
-            self._refine(stage)
+            if not len(self.payoffs.missing()):
+                self._refine(stage)
             missing, now_s = self.payoffs.missing(), time.monotonic()
             if len(missing) and self.exact:
                 if self.computing is not None and self.computing[0] != owner and self.computing[1] > now_s:

@@ -78,7 +78,7 @@ class RolloutWorker:
             rows, episodes = self.collect(self.sequence)
             self.dataset.insert(self.worker, self.sequence, rows, episodes, version)
             if self.casting is not None and self.config.population.lag:
-                self.casting.ahead(self.schedule.stage(self.sequence), self.evaluation_env)
+                self.casting.ahead(self.schedule.stage(self.sequence))
             self.sequence += 1
         except Stopping:
             return False
@@ -92,7 +92,7 @@ class RolloutWorker:
         if self.casting is not None:
             last = self.schedule.stage(version)
             for stage in range(max(0, last - self.config.population.lag), last + 1):
-                self.casting.turn_to(stage, self.evaluation_env)
+                self.casting.turn_to(stage)
         self.evaluate(version, self.config.evaluate.final_episodes)
         return False
 
@@ -101,7 +101,7 @@ class RolloutWorker:
         timeouts = self.config.timeouts
         if self.casting is not None:
             met = max(0, self.schedule.stage(sequence) - self.config.population.lag)
-            self.casting.turn_to(met, self.evaluation_env)
+            self.casting.turn_to(met)
         with self.clock.computing("environment"), self.world.allowing(timeouts.start_s * timeouts.scale):
             self.origin = sequence
             self.episode = [0] * self.env.copies

@@ -276,6 +276,8 @@ def test_simulating_ahead_gives_each_stage_the_strategy_of_the_one_before(tmp_pa
         "population.payoffs=simulated",
         "population.meta_solver=uniform",
         "population.greedy=false",
+        "population.min_episodes=50",
+        "population.max_episodes=50",
         "rollout.envs=4",
         "checkpoint.every_steps=80",
     )
