@@ -39,7 +39,7 @@ WAYS = {
     "neurcomm": ["topology.mix=critic", "algorithm.messages=neurcomm"],
 }
 LARGE = ["algorithm.hidden=[16]", "algorithm.gru=16", "algorithm.chunk=20", "algorithm.epochs=4", "rollout.envs=16"]
-STEPS, EPISODES = 600, 100
+STEPS, EPISODES, ACTIONS = 600, 100, 4
 
 
 def run(folder: Path, scenario: str, vehicles: int, way: str, seed: int, steps: int | None) -> Path:
@@ -92,14 +92,21 @@ def main() -> None:
             each = " ".join(f"{x:.1f}" for x in scores)
             collisions = sum(row["collisions"] for row in found)
             print(f"{scenario}, {way}: {np.mean(scores):.1f} [{low:.1f}, {high:.1f}] ({each}), {collisions} collisions", flush=True)
-    constant = {
-        scenario: evaluate(scenario, lambda seen: np.full(seen.shape[:2], 3), EPISODES, vehicles=arguments.vehicles, near=0.0)
-        for scenario in arguments.scenarios
-    }
-    print("action 3 always: " + ", ".join(f"{scenario} {row['mean']:.1f}" for scenario, row in constant.items()))
+    constants: dict[str, dict[str, Any]] = {}
+    for action in range(ACTIONS):
+        constants[f"constant action {action}"] = {
+            scenario: evaluate(
+                scenario, lambda seen, a=action: np.full(seen.shape[:2], a), EPISODES, vehicles=arguments.vehicles, near=0.0
+            )
+            for scenario in arguments.scenarios
+        }
+        print(
+            f"action {action} always: "
+            + ", ".join(f"{s} {row['mean']:.1f}" for s, row in constants[f"constant action {action}"].items())
+        )
     record = {
         "question": (__doc__ or "").splitlines()[0], "git": git_state(), "versions": versions(), "vehicles": arguments.vehicles,
-        "score": "mean over steps, sum over vehicles", "ways": WAYS, "large": LARGE, "constant action 3": constant, "table": table,
+        "score": "mean over steps, sum over vehicles", "ways": WAYS, "large": LARGE, "constants": constants, "table": table,
     }  # fmt: skip
     path = ROOT / "benchmarks" / "results" / f"networked_cacc-{arguments.vehicles}.json"
     path.write_text(json.dumps(record, indent=1) + "\n")

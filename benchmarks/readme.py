@@ -427,10 +427,10 @@ def platoons() -> list[str]:
             others = (
                 beside["results"][scenario]
                 if vehicles == beside["vehicles"]
-                else {"constant action 3": record["constant action 3"][scenario]}
+                else {name: rows[scenario] for name, rows in record["constants"].items()}
             )
             for name, row in others.items():
-                if name == "constant action 3" or name.startswith("linear"):
+                if name.startswith(("constant", "linear")):
                     low, high = row["interval"]
                     lines.append(f"| {scenario} | {name} | {row['mean']:.1f} [{low:.1f}, {high:.1f}] | – | {row['crashed']:.0%} |")
     return lines
