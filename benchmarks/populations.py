@@ -2,7 +2,7 @@
 
     python benchmarks/populations.py kuhn_psro leduc_mmd … [--seeds 5] [--runs FOLDER] [OVERRIDE …]
 
-Each run is `experiment=population/NAME` in one process on one core. NashConv is a sum over players, of what the scheme amounts to: PSRO's
+Each run is `experiment=population/NAME` in one process on one core, unless an override such as roles.learner=2 asks for more. NashConv is a sum over players, of what the scheme amounts to: PSRO's
 meta-strategy weighted by reach, the last policy of self-play, NFSP's average network. It is checked by OpenSpiel on the exported policy.
 The computed double oracle (`experiment=kuhn_psro_exact`, `leduc_psro_exact`) stands beside, by iteration. Runs that the folder has are not
 repeated. Written to benchmarks/results/populations.json, an entry a name.
@@ -30,7 +30,8 @@ RESULTS = ROOT / "benchmarks" / "results" / "populations.json"
 def run(folder: Path, experiment: str, overrides: list[str]) -> dict[str, Any]:
     """Train, unless that's done: the curve of NashConv, and what OpenSpiel says of what was exported."""
     if not (folder / "summary.json").exists():
-        command = [sys.executable, "-m", "marl_hpc", f"experiment={experiment}", "world=inline", f"run.dir={folder}", *overrides]
+        alone = [] if any(override.startswith("roles.") for override in overrides) else ["world=inline"]
+        command = [sys.executable, "-m", "marl_hpc", f"experiment={experiment}", *alone, f"run.dir={folder}", *overrides]
         subprocess.run(
             command, check=True, env={**os.environ, "OMP_NUM_THREADS": "1"}, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
         )  # fmt: skip
