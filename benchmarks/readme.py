@@ -61,6 +61,7 @@ def tables() -> str:
             *improvement(),
             *tictactoe(),
             *double_oracle(),
+            *compiled_games(),
             *learned_populations(),
             *payoff_workers(),
             *straggler(),
@@ -248,6 +249,21 @@ def double_oracle() -> list[str]:
         f"{record['git']['commit'][:8]}.",
         "",
         *record["table"].splitlines(),
+    ]
+
+
+def compiled_games() -> list[str]:
+    record = recorded("compiled_games")
+    if record is None:
+        return []
+    return [
+        "",
+        f"`python benchmarks/compiled_games.py`: steps a CPU-second of {record['copies']:,} copies of compiled games, beside OpenSpiel's states "
+        f"stepped from Python, random legal actions; commit {record['git']['commit'][:8]}.",
+        "",
+        "| game | compiled | OpenSpiel |",
+        "|---|---|---|",
+        *(f"| {name} | {row['compiled']:,.0f} | {row['openspiel']:,.0f} |" for name, row in record["steps_per_cpu_s"].items()),
     ]
 
 

@@ -124,7 +124,7 @@ def _figures(summary: dict[str, Any], metrics: list[dict[str, Any]]) -> str:
         figures.append((f"{evaluated['iqm']:.2f}", f"interquartile mean<br>95 % interval {low:.2f} to {high:.2f}"))
     reached = summary.get("population") or {}
     if _finite(reached.get("nash_conv")):
-        figures.append((f"{reached['nash_conv']:.4g}", "NashConv, sum over players<br>of what the populations amount to"))
+        figures.append((f"{max(reached['nash_conv'], 0):.4g}", "NashConv, sum over players<br>of what the populations amount to"))
     last = metrics[-1] if metrics else {}
     figures.append(
         (
