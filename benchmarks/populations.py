@@ -53,7 +53,7 @@ def main() -> None:
     parser.add_argument("names", nargs="*", help=f"of: {', '.join(sorted(path.stem for path in EXPERIMENTS.glob('*.yaml')))}")
     parser.add_argument("--seeds", type=int, default=5)
     parser.add_argument("--runs", type=Path, default=ROOT / "runs" / "populations")
-    arguments = parser.parse_args()
+    arguments = parser.parse_intermixed_args()
     overrides = [name for name in arguments.names if "=" in name]
     names = [name for name in arguments.names if "=" not in name] or sorted(path.stem for path in EXPERIMENTS.glob("*.yaml"))
     arguments.runs.mkdir(parents=True, exist_ok=True)
