@@ -86,17 +86,19 @@ PIPELINE = ("population=pipeline_psro", "population.levels=2", "population.lag=1
 
 def test_levels_learn_on_several_learners_as_they_do_on_one_whoever_is_killed(tmp_path):
     """Four policies of two players; workers simulate beside training."""
-    runs = {"one": ONE, "two": TWO, "killed": TWO}
-    for name, layout in runs.items():
-        started = program.start(program.train(tmp_path / name, *RUN, *PIPELINE, *layout), cwd=tmp_path)
+    runs = {name: tmp_path / name / "run" for name in ("one", "two", "killed")}
+    for name, run_dir in runs.items():
+        run_dir.parent.mkdir()
+        layout = ONE if name == "one" else TWO
+        started = program.start(program.train(run_dir, *RUN, *PIPELINE, *layout), cwd=run_dir.parent)
         if name == "killed":
-            wait_for(lambda: len(gaps(tmp_path / "killed")) >= 1, "a stage")
-            os.kill(pids(tmp_path / "killed", "learner/1")[-1], signal.SIGKILL)
+            wait_for(lambda: len(gaps(runs["killed"])) >= 1, "a stage")
+            os.kill(pids(runs["killed"], "learner/1")[-1], signal.SIGKILL)
         program.join([started])
     for name, other in (("one", "two"), ("two", "killed")):
-        assert gaps(tmp_path / name) == gaps(tmp_path / other)
+        assert gaps(runs[name]) == gaps(runs[other])
         for file in ("payoffs.json", "policy.json"):
-            assert written(tmp_path / name, file) == written(tmp_path / other, file)
-    assert written(tmp_path / "two", "members.json") == written(tmp_path / "killed", "members.json")  # to the bit
-    assert len(written(tmp_path / "one", "members.json")["members"]) == 10
-    assert "learner/1" in program.finished(tmp_path / "killed", ranks=6, env_steps=1280).summary["faults"][0]
+            assert written(runs[name], file) == written(runs[other], file)
+    assert written(runs["two"], "members.json") == written(runs["killed"], "members.json")  # to the bit
+    assert len(written(runs["one"], "members.json")["members"]) == 10
+    assert "learner/1" in program.finished(runs["killed"], ranks=6, env_steps=1280).summary["faults"][0]
