@@ -5,9 +5,10 @@
 Agents of a torus or a random geometric graph (reverse Cuthill-McKee order) mix P float32 numbers each by Metropolis weights, over ranks
 of one host, by every transport. In the same run, on the same ranks: a copy of the same bytes in memory (the floor), a global all-reduce,
 an all-gather and then the mixing, one message an edge for an agent's whole row into a place of its own (a dense neighbor all-gather,
-BlueFog's algorithm), and MPI's Neighbor_alltoallv with the same plan. Times are medians over repetitions of the slowest rank, in
-milliseconds, with the least and the most; memory is what all ranks hold more after a step than before they had rows, in parameters and
-halo; all ways that mix are checked against W X. Sizes beyond --most bytes are left out. At the end stands a table of what is claimed of
+BlueFog's algorithm), and MPI's Neighbor_alltoallv with the same plan. Rows are summed by the compiled kernel, and in shared memory by
+PyTorch's sparse product as well. A sample is as many steps one after another, between two barriers, as take some milliseconds; times are
+medians over samples of the slowest rank, a step, in milliseconds, with the least and the most. Memory is what all ranks hold more after a
+step than before they had rows, in parameters and halo; all ways that mix are checked against W X. Sizes beyond --most bytes are left out. At the end stands a table of what is claimed of
 it, in how many cases it held and how far the worst was off. Written to benchmarks/results/neighbor_allreduce.json, or to --out.
 """
 
@@ -15,6 +16,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import ctypes
 import json
 import os
 import statistics
@@ -45,6 +47,7 @@ AGENTS = (1_000, 10_000, 100_000, 1_000_000)
 WIDTHS = (64, 1_000, 10_000)
 MESSAGES = 5_000  # of a rank up to which a message an edge is sent: beyond, it takes minutes
 REPEATS = 9
+SAMPLE_MS = 20.0  # steps of a sample take so long together: alone, a short one would be a measure of who leaves the barrier when
 MEASURABLE = 8e6  # bytes from which memory is reported: below, it is the allocator's
 
 
@@ -84,18 +87,23 @@ class Ranks:
         return [float(value) for value in values]
 
     def times_ms(self, call: Callable[[], Any], repeats: int = REPEATS) -> list[float]:
-        """(median, least, most) of the slowest rank; ranks begin together."""
-        call()
-        taken = []
-        for _ in range(repeats):
-            self.barrier()
-            begun = time.perf_counter()
-            call()
-            taken.append(1e3 * max(self.gathered(time.perf_counter() - begun)))
+        """(median, least, most) of the slowest rank, a call; ranks begin together."""
+        self.sample_ms(call, 1)
+        calls = max(1, round(SAMPLE_MS / max(1e-3, self.sample_ms(call, 1))))
+        taken = [self.sample_ms(call, calls) / calls for _ in range(repeats)]
         return [statistics.median(taken), min(taken), max(taken)]
 
+    def sample_ms(self, call: Callable[[], Any], calls: int) -> float:
+        """Of the slowest rank, which all are told."""
+        self.barrier()
+        begun = time.perf_counter()
+        for _ in range(calls):
+            call()
+        return 1e3 * max(self.gathered(time.perf_counter() - begun))
+
     def held_bytes(self) -> float:
-        """By all ranks; what several map counts once."""
+        """By all ranks; what several map counts once, and what was freed not at all."""
+        ctypes.CDLL(None).malloc_trim(0)
         self.barrier()
         rollup = Path("/proc/self/smaps_rollup").read_text()
         return sum(self.gathered(1024.0 * int(next(line for line in rollup.splitlines() if line.startswith("Pss:")).split()[1])))
@@ -110,7 +118,8 @@ def values_of(agents: np.ndarray, width: int) -> torch.Tensor:
 def measure(rank: int, ranks: int, graph: topology.Graph, width: int, communicator: Any) -> dict[str, Any]:
     """{"ms": {way: (median, least, most)}, "memory": {transport: of parameters and halo}}."""
     together = Ranks(ranks, communicator)
-    plan = ExchangePlan(topology.metropolis_hastings(graph), keep(graph, ranks), rank)
+    weights, owners = topology.metropolis_hastings(graph), keep(graph, ranks)
+    plan = ExchangePlan(weights, owners, rank)
     n = len(plan.agents)
     start = values_of(plan.agents, width)
     some = np.linspace(0, n - 1, min(n, 200)).astype(int)
@@ -124,27 +133,33 @@ def measure(rank: int, ranks: int, graph: topology.Graph, width: int, communicat
             raise AssertionError(f"{name} differs from W X by {error:.2g}")
 
     if communicator is not None:
-        transports: dict[str, Any] = {"MPI Neighbor_alltoallv": Mpi(communicator)}
+        ways: dict[str, tuple[Any, str]] = {"MPI Neighbor_alltoallv": (Mpi(communicator), "compiled")}
     elif ranks == 1:
-        transports = {"none": Nobody()}
+        ways = {"alone": (Nobody(), "compiled"), "alone, PyTorch's product": (Nobody(), "torch")}
     else:
-        transports = {"shared memory": SharedMemory(), "point-to-point": PointToPoint(), "all-to-all": AllToAll()}
+        shared = SharedMemory()
+        ways = {
+            "shared memory": (shared, "compiled"), "shared memory, PyTorch's product": (shared, "torch"),
+            "point-to-point": (PointToPoint(), "compiled"), "all-to-all": (AllToAll(), "compiled"),
+        }  # fmt: skip
     ms: dict[str, list[float]] = {}
     memory: dict[str, float] = {}
     target = torch.empty_like(start)
     ms["memory copy"] = together.times_ms(lambda: target.copy_(start))
-    least = sum(together.gathered(4.0 * width * plan.rows))
-    for name, transport in transports.items():
+    parameters = sum(together.gathered(4.0 * width * plan.rows))
+    for name, (transport, kernel) in ways.items():
+        plan = ExchangePlan(weights, owners, rank)  # with no matrices from another way
         before = together.held_bytes()
-        mixing = Mixing(plan, transport, width)
+        mixing = Mixing(plan, transport, width, kernel=kernel)
         mixing.rows.copy_(start)
         check(name, mixing.step())
         mixing.step()  # into the buffer that it began in
-        if least >= MEASURABLE:
-            memory[name] = (together.held_bytes() - before) / least
+        if parameters >= MEASURABLE:
+            memory[name] = (together.held_bytes() - before) / parameters
         ms[name] = together.times_ms(mixing.step)
-        if name in ("none", "shared memory"):
-            ms["local mixing"] = together.times_ms(lambda mixing=mixing: [mixing._mix(*part) for part in mixing.weights])
+        if name.startswith(("alone", "shared memory")):
+            local = name.replace("alone", "local mixing").replace("shared memory", "local mixing")
+            ms[local] = together.times_ms(lambda mixing=mixing: (mixing.early[0](), mixing.late[0]()))
         together.barrier()
         del mixing
     if communicator is None and ranks > 1:
@@ -214,6 +229,7 @@ class EdgeByEdge:
 def work(rank: int, ranks: int, cases: list[tuple[str, int, int]], communicator: Any, say: Callable[[Any], None]) -> None:
     torch.set_num_threads(1)
     made: dict[tuple[str, int], topology.Graph] = {}
+    measure(rank, ranks, topology.ring(4 * ranks), 64, communicator)  # libraries are in memory from here on
     for name, agents, width in cases:
         if (name, agents) not in made:
             made = {(name, agents): graph_of(name, agents)}
@@ -311,9 +327,10 @@ def judged(ms: dict[str, Row], memory: dict[str, Row], cases: dict[str, tuple[st
         for group in {(graph, width, ranks) for graph, _, width, ranks in cases.values()}:
             each = {}
             for case, (graph, agents, width, ranks) in cases.items():
-                way = "none" if ranks == 1 else "shared memory"
-                if (graph, width, ranks) == group and agents >= 10_000 and way in ms[case]:
-                    each[agents] = unit(ms[case], way) / (agents if unit is not in_copies else 1)
+                if (graph, width, ranks) == group and agents >= 10_000:
+                    each[agents] = unit(ms[case], "alone" if ranks == 1 else "shared memory") / (
+                        agents if unit is not in_copies else 1
+                    )
             if {10_000, 1_000_000} <= each.keys():
                 middle = statistics.median(each.values())
                 spread[f"{group[0]}, P = {group[1]}, {group[2]} ranks"] = max(abs(value / middle - 1) for value in each.values())

@@ -138,6 +138,7 @@ class Topology:
     reward_hops: int | None = None  # farther ones don't count; default: those that count less than 1 %
     partition: str = "keep"  # of agents over learners: keep (their order) | rcm | metis
     transport: str = "auto"  # auto | shared_memory | all_to_all | point_to_point
+    kernel: str = "torch"  # what sums neighbors' rows: torch | compiled, faster where a C compiler is
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -222,6 +223,7 @@ CHOICES = {
     "topology.weights": ("metropolis_hastings", "max_degree", "laplacian", "uniform"),
     "topology.mix": ("critic", "all", "none"),
     "topology.partition": ("keep", "rcm", "metis"),
+    "topology.kernel": ("torch", "compiled"),
     "topology.transport": ("auto", "shared_memory", "all_to_all", "point_to_point"),
     "population.name": (
         "none",

@@ -15,6 +15,7 @@ import numpy as np
 import torch
 
 from marl_hpc import mixing, topology
+from marl_hpc.comm import compiled
 from marl_hpc.comm.exchange_plan import ExchangePlan
 from marl_hpc.comm.graphs import GraphExchange, Messages, discounted
 from marl_hpc.comm.neighbors import choose_transport
@@ -76,12 +77,13 @@ class Neighborhoods:
         plans = [ExchangePlan(weights, owners, rank) for weights in self.weights]
         rewards = None if self.reward_weights is None else ExchangePlan(self.reward_weights, owners, rank)
         name = self.section.transport
+        check_kernel(self.section, device)
         if self.ranks == 1 or name == "auto":
             transport = choose_transport(plans[0], device, deadline_s=deadline_s)
         else:
             transport = TRANSPORTS[name](None, deadline_s)
         self.transport = transport.name
-        return GraphExchange(plans[0].agents, plans, rewards, transport, self.section.rounds)
+        return GraphExchange(plans[0].agents, plans, rewards, transport, self.section.rounds, self.section.kernel)
 
     def messages(self, rank: int, group: Any, deadline_s: float, hops: int = 1) -> Messages:
         """What a rank's agents hear others by that are at most so many hops away, among the ranks of a process group; of graphs that are
@@ -93,13 +95,24 @@ class Neighborhoods:
     def describe(self) -> str:
         """What a person wants to know of it."""
         edges = topology.union(self.graphs).adjacency.nnz
-        return f"{len(self.group.agents):,} agents on {self.section.name} ({edges:,} directed edges); {self.partition}; transport: {self.transport}"
+        return f"{len(self.group.agents):,} agents on {self.section.name} ({edges:,} directed edges); {self.partition}; transport: {self.transport}, kernel: {self.section.kernel}"
 
 
 def check_graph(section: Topology, spec: EnvSpec, group: GroupSpec, ranks: int) -> None:
     """Raise ConfigError where a group can't be on this topology, before ranks start."""
     around = Neighborhoods(section, spec, group, ranks)
     assert around.weights
+    check_kernel(section)
+
+
+def check_kernel(section: Topology, device: torch.device | None = None) -> None:
+    """Raise ConfigError where this host, or this device, can't sum rows as asked."""
+    if section.kernel == "compiled":
+        if device is not None and device.type != "cpu":
+            raise ConfigError(
+                f"topology.kernel=compiled sums rows on the CPU, and learners are on {device}; set device=cpu or leave it out"
+            )
+        compiled.library(torch.float32)
 
 
 def neighbors_of(section: Topology, spec: EnvSpec, group: GroupSpec) -> tuple[tuple[int, int], ...]:

@@ -31,9 +31,10 @@ class GraphExchange:
         rewards: ExchangePlan | None,
         transport: Transport,
         rounds: int = 1,
+        kernel: str = "torch",
     ) -> None:
-        """`agents` [n]: their numbers, in the order of rows. `mixing`: plans that are used in turn, `rounds` of them a step; `rewards`: that of each agent's reward."""
-        self.agents, self.transport, self.rounds, self.step = agents, transport, rounds, 0
+        """`agents` [n]: their numbers, in the order of rows. `mixing`: plans that are used in turn, `rounds` of them a step; `rewards`: that of each agent's reward; `kernel`: see `neighbor_allreduce`."""
+        self.agents, self.transport, self.rounds, self.kernel, self.step = agents, transport, rounds, kernel, 0
         self.parts = len(mixing[0].counts)
         self.mixing = [(plan, order_of(agents, plan)) for plan in mixing]
         self.reward = None if rewards is None else (rewards, order_of(agents, rewards))
@@ -58,10 +59,10 @@ class GraphExchange:
 
     def _exchange(self, rows: Tensor, plan: ExchangePlan, order: tuple[Tensor, Tensor] | None, out: Tensor) -> None:
         if order is None:
-            neighbor_allreduce(rows, plan, transport=self.transport, out=out)
+            neighbor_allreduce(rows, plan, transport=self.transport, out=out, kernel=self.kernel)
         else:
             there, back = (x.to(rows.device) for x in order)
-            out.copy_(neighbor_allreduce(rows[there], plan, transport=self.transport)[back])
+            out.copy_(neighbor_allreduce(rows[there], plan, transport=self.transport, kernel=self.kernel)[back])
 
 
 class Messages(LocalMessages):

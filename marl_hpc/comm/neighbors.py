@@ -9,7 +9,8 @@ result has the same bits whatever the transport and however many ranks. `Mixing`
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -17,10 +18,12 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from marl_hpc.comm import compiled
 from marl_hpc.comm.exchange_plan import ExchangePlan
 from marl_hpc.comm.peers import PeerLost
 from marl_hpc.comm.transports import AllToAll, Finish, Nobody, PointToPoint, SharedMemory, Transport
 
+KERNELS = ("torch", "compiled")
 FEW_RANKS = 8  # up to so many, one all-to-all has less latency than a message to each neighbor rank, if most ranks are neighbors
 
 
@@ -33,9 +36,15 @@ class Mixing:
     """
 
     def __init__(
-        self, plan: ExchangePlan, transport: Transport, width: int, dtype: torch.dtype = torch.float32, device: Any = "cpu"
-    ) -> None:
+        self, plan: ExchangePlan, transport: Transport, width: int, dtype: torch.dtype = torch.float32, device: Any = "cpu",
+        kernel: str = "torch",
+    ) -> None:  # fmt: skip
+        """`kernel`: what sums rows, PyTorch or one that is `compiled`, which needs a C compiler; all ranks take the same."""
         self.plan, self.transport = plan, transport
+        if kernel not in KERNELS:
+            raise ValueError(f"unknown kernel {kernel!r}; choose one of: {', '.join(KERNELS)}")
+        if kernel == "compiled" and torch.device(device).type != "cpu":
+            raise ValueError(f"kernel 'compiled' sums rows on the CPU; got device {device}: take kernel 'torch'")
         if dtype not in (torch.float32, torch.float64):
             raise ValueError(
                 f"rows are mixed in torch.float32 or torch.float64; got {dtype}, in which rows of weights don't sum to one"
@@ -48,8 +57,12 @@ class Mixing:
         early = plan.interior
         if shared:
             early = min([early, *(int(rows[0]) for rows in plan.sends.values())])
-        self.early, self.late = slice(0, early), slice(early, n)
-        self.weights = [(rows, plan.matrix(rows, dtype, device, everybodys=shared)) for rows in (self.early, self.late)]
+        parts = slice(0, early), slice(early, n)
+        weights = [plan.matrix(rows, dtype, device, everybodys=shared) for rows in parts]
+        # what mixes the rows of each part, out of each of the two buffers into the other
+        self.early, self.late = (
+            [self._mixer(kernel, matrix, source, rows) for source in (0, 1)] for rows, matrix in zip(parts, weights, strict=True)
+        )
         self.finish_exchange: Finish | None = None
 
     @property
@@ -70,7 +83,7 @@ class Mixing:
         except BaseException as error:
             self._give_up(error)
             raise
-        self._mix(*self.weights[0])
+        self.early[self.turn]()
 
     def finish(self) -> Tensor:
         """Wait for neighbors' rows and mix the rest; the mixed `rows`. Raises PeerLost naming the rank that is gone or late."""
@@ -82,7 +95,7 @@ class Mixing:
         except BaseException as error:
             self._give_up(error)
             raise
-        self._mix(*self.weights[1])
+        self.late[self.turn]()
         self.turn = 1 - self.turn
         return self.rows
 
@@ -97,10 +110,13 @@ class Mixing:
         """Whatever went wrong in an exchange: how far neighbors went meanwhile isn't known."""
         self.transport.lost = str(error) or type(error).__name__
 
-    def _mix(self, rows: slice, weights: Tensor) -> None:
-        if rows.start < rows.stop:
-            target = self.buffers.pair[1 - self.turn][self.buffers.own][rows]
-            torch.addmm(target, weights, self.buffers.pair[self.turn], beta=0, out=target)
+    def _mixer(self, kernel: str, weights: Tensor, turn: int, rows: slice) -> Callable[[], Any]:
+        source, target = self.buffers.pair[turn], self.buffers.pair[1 - turn][self.buffers.own][rows]
+        if not target.numel():
+            return lambda: None
+        if kernel == "compiled":
+            return compiled.mixer(weights, source, target)
+        return partial(torch.addmm, target, weights, source, beta=0, out=target)
 
 
 class Handle:
@@ -121,14 +137,14 @@ class Handle:
 
 def neighbor_allreduce(
     x: Tensor, plan: ExchangePlan, *, transport: Transport | None = None, columns: slice | None = None, rounds: int = 1,
-    out: Tensor | None = None, async_op: bool = False,
+    out: Tensor | None = None, async_op: bool = False, kernel: str = "torch",
 ) -> Any:  # fmt: skip
     """Each agent's row becomes the weighted sum of its own and its graph neighbors', on whatever ranks those are.
 
     x [n, …]: this rank's agents in the order of `plan.agents`; returns a tensor like it, `out` where that is given (it may be x). With
     `columns` only those of x [n, P] are mixed. `rounds`: mix so many times. `async_op`: returns a `Handle` at once, to `wait` for the
-    result; x may be written meanwhile. `transport`: see `choose_transport`, which is asked where none is given. All ranks of the plan
-    must call it alike, and wait for handles in one order. Buffers of each width and dtype are kept with the plan. No gradient goes
+    result; x may be written meanwhile. `transport`: see `choose_transport`, which is asked where none is given. `kernel`: what sums rows,
+    `torch`, or `compiled`, which is faster and needs a C compiler. All ranks of the plan must call it alike, and wait for handles in one order. Buffers of each width and dtype are kept with the plan. No gradient goes
     through it: see `neighbor_mix`. Raises ValueError where x doesn't fit the plan, PeerLost naming a neighbor rank that is gone or late.
 
     Weights that change from round to round have a plan each, made once, and one transport for all of them:
@@ -157,25 +173,25 @@ def neighbor_allreduce(
     if columns is not None and out is not x:
         out.copy_(x)
     read, into = (x, out) if columns is None else (x[:, columns], out[:, columns])
-    mixing = mixing_of(plan, transport, read[:1].numel() if n else 0, x)
+    mixing = mixing_of(plan, transport, read[:1].numel() if n else 0, x, kernel)
     mixing.rows.copy_(read.reshape(n, -1))
     mixing.start()
     handle = Handle(mixing, out, into, rounds)
     return handle if async_op else handle.wait()
 
 
-def mixing_of(plan: ExchangePlan, transport: Transport | None, width: int, like: Tensor) -> Mixing:
+def mixing_of(plan: ExchangePlan, transport: Transport | None, width: int, like: Tensor, kernel: str = "torch") -> Mixing:
     """A mixing of this plan that is free, made where there is none yet."""
     kind = like.device.type
     if transport is None and kind not in plan.chosen:
         plan.chosen[kind] = choose_transport(plan, like.device)
     by: Transport = plan.chosen[kind] if transport is None else transport
-    key = (id(by), width, like.dtype, like.device)
+    key = (id(by), width, like.dtype, like.device, kernel)
     waiting = plan.mixings.setdefault(key, [])
     for mixing in waiting:
         if mixing.finish_exchange is None:
             return mixing
-    waiting.append(Mixing(plan, by, width, like.dtype, like.device))
+    waiting.append(Mixing(plan, by, width, like.dtype, like.device, kernel))
     return waiting[-1]
 
 

@@ -299,7 +299,7 @@ class SharedMemory:
                         raise PeerLost(
                             f"{neighbors_are(late)} late: {self.came(late)} of {count}, and no further in {self.deadline_s:g} s"
                         )
-                time.sleep(0 if looks < SPINS else PAUSE_S)
+                os.sched_yield() if looks < SPINS else time.sleep(PAUSE_S)
                 late = [q for q in late if self.counts[q] < count]
             for q in plan.neighbors:
                 theirs = self.exchanges[q, slot]

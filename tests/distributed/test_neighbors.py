@@ -13,7 +13,7 @@ from rigs.ranks import Ranks, together
 
 from marl_hpc.comm import neighbors
 from marl_hpc.comm.exchange_plan import ExchangePlan
-from marl_hpc.comm.neighbors import Mixing, neighbor_allreduce, neighbor_gather, neighbor_mix, push_sum
+from marl_hpc.comm.neighbors import KERNELS, Mixing, neighbor_allreduce, neighbor_gather, neighbor_mix, push_sum
 from marl_hpc.comm.peers import PeerLost
 from marl_hpc.comm.transports import AllToAll, Nobody, PointToPoint, SharedMemory
 
@@ -37,29 +37,30 @@ def whole(plans_agents, parts):
     return found
 
 
-def mixed_by_all_transports(rank, ranks, weights):
+def mixed_by_all_transports(rank, ranks, weights, kernel):
     plan = ExchangePlan(weights, owners_of(ranks), rank)
     found = {}
     for name, kind in KINDS.items() if ranks > 1 else [("none", Nobody)]:
         transport = kind()
-        mixing = Mixing(plan, transport, WIDTH)
+        mixing = Mixing(plan, transport, WIDTH, kernel=kernel)
         mixing.rows.copy_(values()[plan.agents])
         x = values()[plan.agents]
         for _ in range(STEPS):
             before = x.clone()
-            x = neighbor_allreduce(x, plan, transport=transport)
+            x = neighbor_allreduce(x, plan, transport=transport, kernel=kernel)
             assert torch.equal(mixing.step(), x)
             assert not torch.equal(before, x)
         found[name] = x.numpy()
     return plan.agents, found
 
 
+@pytest.mark.parametrize("kernel", KERNELS)
 @pytest.mark.parametrize("directed", [False, True])
-def test_all_transports_and_numbers_of_ranks_give_the_bits_of_one_rank(directed):
+def test_all_transports_and_numbers_of_ranks_give_the_bits_of_one_rank(directed, kernel):
     weights = random_weights(AGENTS, 6, directed=directed)
     results = {}
     for ranks in (1, 2, 4):
-        parts = together(mixed_by_all_transports, ranks, weights)
+        parts = together(mixed_by_all_transports, ranks, weights, kernel)
         for name in parts[0][1]:
             results[ranks, name] = whole([agents for agents, _ in parts], [found[name] for _, found in parts])
     dense = np.linalg.matrix_power(weights.toarray(), STEPS) @ values().double().numpy()

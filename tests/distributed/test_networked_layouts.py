@@ -38,7 +38,10 @@ def returned(run_dir: Path) -> float:
 
 
 TELLING = ("algorithm.gru=8", "algorithm.chunk=10", "algorithm.messages=neurcomm")
-KINDS = {"consensus critics": (), "all, over a ring, for neighbors' rewards": TALKATIVE, "agents that talk": TELLING}
+KINDS = {
+    "consensus critics": (), "all, over a ring, for neighbors' rewards": TALKATIVE, "agents that talk": TELLING,
+    "rows summed by the compiled kernel": ("topology.kernel=compiled",),
+}  # fmt: skip
 
 
 @pytest.fixture(scope="module", params=KINDS.values(), ids=KINDS)
@@ -96,6 +99,13 @@ def test_independent_agents_on_a_graph_are_untouched_by_it(tmp_path):
 def test_learners_without_whole_teams_of_workers_are_refused(tmp_path):
     said = program.run(program.train(tmp_path / "run", *RUN, "roles.learner=2", "roles.rollout=3"), cwd=tmp_path, code=2)
     assert "set roles.rollout to a multiple of 2" in said
+
+
+def test_a_kernel_that_no_compiler_makes_is_refused_before_ranks_start(tmp_path):
+    run = program.train(tmp_path / "run", *RUN, "topology.kernel=compiled")
+    said = program.run(run, cwd=tmp_path, code=2, env={"CC": "no-such-compiler"})
+    assert "'no-such-compiler' failed" in said
+    assert "or take kernel 'torch'" in said
 
 
 @pytest.mark.parametrize(
