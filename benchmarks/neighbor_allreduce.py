@@ -38,7 +38,8 @@ import torch.distributed as dist
 from marl_hpc import topology
 from marl_hpc.comm.exchange_plan import ExchangePlan
 from marl_hpc.comm.neighbors import Mixing
-from marl_hpc.comm.transports import AllToAll, Mpi, Nobody, PointToPoint, SharedMemory
+from marl_hpc.comm.shared_memory import SharedMemory
+from marl_hpc.comm.transports import AllToAll, Mpi, Nobody, PointToPoint
 from marl_hpc.partition import keep, rcm
 from marl_hpc.summary import git_state, versions
 
@@ -177,7 +178,7 @@ def all_gather_and_mix(
     plan: ExchangePlan, start: torch.Tensor, together: Ranks, check: Callable[[str, torch.Tensor], None]
 ) -> list[float]:
     gathered = [torch.empty(int(size), start.shape[1]) for size in plan.counts]
-    whole = plan.matrix(slice(0, len(start)), torch.float32, everybodys=True)
+    whole = plan.matrix(slice(0, len(start)), torch.float32, layout=plan.everybody)
 
     def mix() -> torch.Tensor:
         if len(set(plan.counts.tolist())) == 1:

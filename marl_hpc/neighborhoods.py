@@ -19,7 +19,8 @@ from marl_hpc.comm import compiled
 from marl_hpc.comm.exchange_plan import ExchangePlan
 from marl_hpc.comm.graphs import GraphExchange, Messages, discounted
 from marl_hpc.comm.neighbors import choose_transport
-from marl_hpc.comm.transports import AllToAll, Nobody, PointToPoint, SharedMemory
+from marl_hpc.comm.shared_memory import SharedMemory
+from marl_hpc.comm.transports import AllToAll, Nobody, PointToPoint
 from marl_hpc.config import ConfigError, Topology
 from marl_hpc.partition import Partition, partition
 from marl_hpc.types import EnvSpec, GroupSpec, InterfaceSpec

@@ -31,6 +31,14 @@ class Traffic(NamedTuple):
         return self.rows_sent * row_bytes
 
 
+class Layout(NamedTuple):
+    """Where a buffer has agents' rows."""
+
+    name: str  # of its own among the layouts that a plan is used with
+    places: np.ndarray  # [N]; -1: not there
+    rows: int  # in all
+
+
 class Crossing(NamedTuple):
     """Rows that ranks need of each other."""
 
@@ -132,23 +140,22 @@ class ExchangePlan:
         return places
 
     @property
-    def places_among_all(self) -> np.ndarray:
-        """[N]: where an agent's row is among all agents', rank by rank."""
-        return np.cumsum(np.r_[0, self.counts])[self.owners] + self.place
+    def everybody(self) -> Layout:
+        """All agents' rows, rank by rank in the order of each rank's plan."""
+        return Layout("everybody", np.cumsum(np.r_[0, self.counts])[self.owners] + self.place, len(self.owners))
 
-    def matrix(self, rows: slice, dtype: torch.dtype, device: Any = "cpu", *, everybodys: bool = False) -> Tensor:
-        """Sparse CSR [rows, columns]: the weights of some of this rank's rows over those of its buffer, or, with `everybodys`, over all
-        agents' rows [N], rank by rank in the order of each rank's plan."""
-        key = (rows.start, rows.stop, dtype, str(device), everybodys)
+    def matrix(self, rows: slice, dtype: torch.dtype, device: Any = "cpu", layout: Layout | None = None) -> Tensor:
+        """Sparse CSR [rows, columns]: the weights of some of this rank's rows over those of its buffer, or of one with another layout."""
+        layout = layout or Layout("own", self.places, self.rows)
+        key = (rows.start, rows.stop, dtype, str(device), layout.name)
         if key not in self._matrices:
             part = self.weights[rows]
-            columns = (self.places_among_all if everybodys else self.places)[part.indices]
+            columns = layout.places[part.indices]
             with warnings.catch_warnings():
                 warnings.filterwarnings("ignore", message="Sparse (CSR|invariant)")
                 self._matrices[key] = torch.sparse_csr_tensor(
                     torch.from_numpy(part.indptr.astype(np.int32)), torch.from_numpy(columns.astype(np.int32)),
-                    torch.from_numpy(part.data).to(dtype), (part.shape[0], len(self.owners) if everybodys else self.rows),
-                    check_invariants=False,
+                    torch.from_numpy(part.data).to(dtype), (part.shape[0], layout.rows), check_invariants=False,
                 ).to(device)  # fmt: skip
         return self._matrices[key]
 

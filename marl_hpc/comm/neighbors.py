@@ -15,16 +15,15 @@ from typing import Any
 
 import numpy as np
 import torch
-import torch.distributed as dist
 from torch import Tensor
 
 from marl_hpc.comm import compiled
 from marl_hpc.comm.exchange_plan import ExchangePlan
 from marl_hpc.comm.peers import PeerLost
-from marl_hpc.comm.transports import AllToAll, Finish, Nobody, PointToPoint, SharedMemory, Transport
+from marl_hpc.comm.shared_memory import Hosts, SharedMemory, hosts_of
+from marl_hpc.comm.transports import Finish, Nobody, PointToPoint, Transport
 
 KERNELS = ("torch", "compiled")
-FEW_RANKS = 8  # up to so many, one all-to-all has less latency than a message to each neighbor rank, if most ranks are neighbors
 
 
 class Mixing:
@@ -52,13 +51,11 @@ class Mixing:
         with torch.inference_mode(False):  # or nobody could write to them outside it
             self.buffers = transport.buffers(plan, width, dtype, torch.device(device))
         self.turn = 0
-        shared, n = self.buffers.everybodys, len(plan.agents)
+        n = len(plan.agents)
         # what may be written while neighbors still read: rows of the other buffer, if it is shared, that none of them needs
-        early = plan.interior
-        if shared:
-            early = min([early, *(int(rows[0]) for rows in plan.sends.values())])
+        early = min([plan.interior, *(int(plan.sends[q][0]) for q in self.buffers.readers)])
         parts = slice(0, early), slice(early, n)
-        weights = [plan.matrix(rows, dtype, device, everybodys=shared) for rows in parts]
+        weights = [plan.matrix(rows, dtype, device, self.buffers.layout) for rows in parts]
         # what mixes the rows of each part, out of each of the two buffers into the other
         self.early, self.late = (
             [self._mixer(kernel, matrix, source, rows) for source in (0, 1)] for rows, matrix in zip(parts, weights, strict=True)
@@ -196,23 +193,23 @@ def mixing_of(plan: ExchangePlan, transport: Transport | None, width: int, like:
 
 
 def choose_transport(plan: ExchangePlan, device: Any = "cpu", group: Any = None, deadline_s: float = 60.0) -> Transport:
-    """What is fastest where we measured (`benchmarks/neighbor_allreduce.py`): on GPUs NCCL; nothing for one rank; shared memory where all
-    ranks are on one host; else one all-to-all among few ranks most of which are neighbors, or a message to each neighbor rank."""
+    """What is fastest where we measured (`benchmarks/neighbor_allreduce.py`): nothing for one rank; on GPUs NCCL; shared memory among the
+    ranks of a host, and a message to each neighbor rank of another. Never an all-to-all, which can't name a rank that is gone. All ranks of
+    the group must call it alike."""
     if len(plan.counts) == 1:
         return Nobody()
     if torch.device(device).type == "cuda":
-        return PointToPoint(group, deadline_s)
+        return PointToPoint(group, deadline_s, device)
+    hosts = hosts_of(group)
     try:
-        return SharedMemory(group, deadline_s)
+        if len(set(hosts)) == 1:
+            return SharedMemory(group, deadline_s)
+        if len(set(hosts)) < len(hosts):
+            return Hosts(hosts, group, deadline_s)
     except PeerLost:  # an OSError, too
         raise
     except OSError:
         pass  # on all ranks alike
-    ranks = dist.get_world_size(group)
-    busiest = torch.tensor(len(plan.neighbors))
-    dist.all_reduce(busiest, dist.ReduceOp.MAX, group=group)
-    if ranks <= FEW_RANKS and 2 * int(busiest) >= ranks:
-        return AllToAll(group, deadline_s)
     return PointToPoint(group, deadline_s)
 
 

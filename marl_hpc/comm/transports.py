@@ -1,4 +1,4 @@
-"""How rows cross ranks in an exchange with neighbors: point to point, by one all-to-all, through shared memory, or by MPI.
+"""How rows cross ranks in an exchange with neighbors: point to point, by one all-to-all, or by MPI; see `shared_memory` for the rest.
 
 A transport owns the two buffers that mixing goes back and forth between, since where rows lie is its business: each rank has buffers of
 its own, [own | halo], or all ranks of a node share two, in which everybody reads everybody's rows in place. `begin` starts to bring in
@@ -8,14 +8,9 @@ transport.
 
 from __future__ import annotations
 
-import contextlib
 import datetime
-import mmap
-import os
-import platform
 import time
-from collections.abc import Callable, Sequence
-from pathlib import Path
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol
 
 import numpy as np
@@ -23,7 +18,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from marl_hpc.comm.exchange_plan import ExchangePlan
+from marl_hpc.comm.exchange_plan import ExchangePlan, Layout
 from marl_hpc.comm.peers import PeerLost
 from marl_hpc.config import ConfigError
 
@@ -34,10 +29,21 @@ SPINS, PAUSE_S = 2000, 1e-4  # look so often, for some milliseconds, before the 
 class Buffers:
     """Two matrices [rows, P] to mix back and forth between."""
 
-    def __init__(self, pair: Sequence[Tensor], own: slice, *, everybodys: bool = False, number: int = 0) -> None:
-        """This rank's rows are at `own`; `everybodys`: all agents' rows are there, rank by rank, else those of the plan. `number`: the
-        same for buffers that ranks share."""
-        self.pair, self.own, self.everybodys, self.number = pair, own, everybodys, number
+    def __init__(
+        self,
+        pair: Sequence[Tensor],
+        own: slice,
+        layout: Layout | None = None,
+        *,
+        readers: Sequence[int] = (),
+        receives: Mapping[int, slice] | None = None,
+        number: int = 0,
+    ) -> None:
+        """This rank's rows are at `own`. `layout`: where all that it reads is; default: as in its plan. `readers`: ranks that read its rows
+        where they lie. `receives`: where the rows of other hosts' ranks go, if some share it. `number`: the same for buffers that ranks
+        share."""
+        self.pair, self.own, self.layout, self.readers, self.number = pair, own, layout, readers, number
+        self.receives = receives or {}
 
 
 class Transport(Protocol):
@@ -89,8 +95,12 @@ class PointToPoint:
     name = "point-to-point"
     lost: str | None = None
 
-    def __init__(self, group: Any = None, deadline_s: float = 60.0) -> None:
+    def __init__(self, group: Any = None, deadline_s: float = 60.0, device: Any = "cpu") -> None:
+        """`device`: where rows are. On a GPU all ranks of the group must make it alike: a first message between two of them, while others
+        send none, isn't allowed by NCCL."""
         self.group, self.deadline_s = group, deadline_s
+        if torch.device(device).type == "cuda":
+            dist.all_reduce(torch.zeros(1, device=device), group=group)
 
     def buffers(self, plan: ExchangePlan, width: int, dtype: torch.dtype, device: torch.device) -> Buffers:
         if plan.neighbors and (plan.rank != dist.get_rank(self.group) or plan.neighbors[-1] >= dist.get_world_size(self.group)):
@@ -117,8 +127,12 @@ class PointToPoint:
         if next(iter((sent or received).values())).is_cuda:
             ops = [dist.P2POp(dist.irecv, received[q], peer[q], group) for q in received]
             ops += [dist.P2POp(dist.isend, sent[q], peer[q], group) for q in sent]
-            works = dist.batch_isend_irecv(ops)  # one operation where they are coalesced
-            whose = whose if len(works) == len(whose) else sorted(peer)[: len(works)]
+            try:
+                works = dist.batch_isend_irecv(ops)
+            except RuntimeError as error:
+                raise lost(dict.fromkeys(peer, error)) from error
+            if len(works) != len(whose):  # coalesced to one operation, which can't tell who is gone
+                works = works[-1:] * len(whose)
         else:
             for q, tensor in [*received.items(), *sent.items()]:
                 try:
@@ -202,128 +216,6 @@ class AllToAll:
             assert sent is not None  # kept until now
 
         return finish
-
-
-class SharedMemory:
-    """Two buffers that all ranks of one node map: neighbors' rows are read where they lie, and nothing is copied.
-
-    A rank counts its exchanges in a word that its neighbors watch. When all of them have come to this exchange, their rows are in place,
-    and they have read what this one is about to overwrite. The words are written after the rows, and x86-64 shows stores to others in the
-    order in which they were made. The memory has no name: it is gone when the last rank that maps it is, however that one ended.
-    """
-
-    name = "shared memory"
-    lost: str | None = None
-    WORDS = 8  # of a rank, a cache line: the count, its process, and what its last exchanges were of
-    LAST = WORDS - 2
-
-    def __init__(self, group: Any = None, deadline_s: float = 60.0) -> None:
-        """Raises OSError, on all ranks, where they aren't on one x86-64 host."""
-        if platform.machine() not in ("x86_64", "AMD64"):
-            raise OSError(
-                f"shared memory relies on x86-64's order of stores, and this is {platform.machine()}; take point-to-point"
-            )
-        self.group, self.deadline_s = group, deadline_s
-        self.rank, self.ranks = dist.get_rank(group), dist.get_world_size(group)
-        words = np.frombuffer(self.map(8 * self.WORDS * self.ranks), dtype=np.int64).reshape(self.ranks, self.WORDS)
-        self.counts, self.pids, self.exchanges = words[:, 0], words[:, 1], words[:, 2:]
-        self.pids[self.rank] = os.getpid()
-        self.count = self.made = 0
-        dist.barrier(self.group)
-
-    def map(self, size_bytes: int) -> mmap.mmap:
-        """Zeros that all ranks share. Raises OSError on all ranks where one can't map them, ValueError where they ask for different sizes."""
-        fd, mine = -1, torch.zeros(6, dtype=torch.int64)
-        try:
-            if self.rank == 0:
-                with contextlib.suppress(OSError, AttributeError):  # AttributeError: no Linux; all ranks hear of it below
-                    fd = os.memfd_create("marl_hpc")
-                    os.ftruncate(fd, size_bytes)  # pages come where and when they are first touched
-                    file = os.fstat(fd)
-                    mine = torch.tensor([size_bytes, os.getpid(), fd, file.st_dev, file.st_ino, host()])
-            dist.broadcast(mine, global_rank(self.group, 0), group=self.group)
-            size, pid, there, device, inode, where = mine.tolist()
-            memory = None
-            with contextlib.suppress(OSError):
-                path = f"/proc/{pid}/fd/{there}"
-                seen = os.stat(path)  # looked at before it is opened: in another host's or container's numbering it may be anything
-                if (seen.st_dev, seen.st_ino, host()) == (device, inode, where):
-                    with open(path, "r+b") as opened:
-                        memory = mmap.mmap(opened.fileno(), size)
-            agreed = torch.tensor([memory is not None, size == size_bytes or memory is None], dtype=torch.int32)
-            dist.all_reduce(agreed, dist.ReduceOp.MIN, group=self.group)
-        except RuntimeError as error:
-            raise PeerLost(f"one of {self.ranks} ranks is gone or late; memory can't be shared without it ({error})") from error
-        finally:
-            if fd >= 0:
-                os.close(fd)
-        if memory is None or not agreed[0]:
-            raise OSError("shared memory needs all ranks on one Linux host, able to see each other's /proc; take point-to-point")
-        if not agreed[1]:
-            raise ValueError(
-                f"ranks ask for shared memory of different sizes, this one for {size_bytes} bytes; call exchanges alike on all ranks"
-            )
-        return memory
-
-    def buffers(self, plan: ExchangePlan, width: int, dtype: torch.dtype, device: torch.device) -> Buffers:
-        check_all_ranks(plan, self.rank, self.ranks, self.name)
-        check_on_cpu(device, self.name)
-        total = len(plan.owners)
-        size = total * width * dtype.itemsize
-        pair = [torch.frombuffer(self.map(max(size, 1)), dtype=torch.uint8)[:size].view(dtype).view(total, width) for _ in range(2)]
-        first = int(plan.counts[: self.rank].sum())
-        own = slice(first, first + len(plan.agents))
-        for buffer in pair:
-            buffer[own].zero_()  # where it is first touched is where it lies
-        self.made += 1
-        return Buffers(pair, own, everybodys=True, number=self.made)
-
-    def begin(self, plan: ExchangePlan, buffers: Buffers, turn: int) -> Finish:
-        self.count += 1
-        count, slot, of = self.count, self.count % self.LAST, 2 * buffers.number + turn
-        self.exchanges[self.rank, slot] = of
-        self.counts[self.rank] = count
-
-        def finish() -> None:
-            late = [q for q in plan.neighbors if self.counts[q] < count]
-            until, looks = time.monotonic() + self.deadline_s, 0
-            while late:
-                looks += 1
-                if looks > SPINS:
-                    gone = [q for q in late if not alive(int(self.pids[q]))]
-                    late = [q for q in late if self.counts[q] < count]  # after that: it may have come and ended since
-                    gone = [q for q in gone if q in late]
-                    if gone:
-                        raise PeerLost(f"{neighbors_are(gone)} gone: {self.came(gone)} of {count}")
-                    if late and time.monotonic() > until:
-                        raise PeerLost(
-                            f"{neighbors_are(late)} late: {self.came(late)} of {count}, and no further in {self.deadline_s:g} s"
-                        )
-                os.sched_yield() if looks < SPINS else time.sleep(PAUSE_S)
-                late = [q for q in late if self.counts[q] < count]
-            for q in plan.neighbors:
-                theirs = self.exchanges[q, slot]
-                if theirs != of and self.counts[q] < count + self.LAST - 1:  # else it is ahead, and wrote its word anew
-                    raise RuntimeError(
-                        f"rank {q}'s exchange {count} is of other buffers than this rank's: begin and finish exchanges in one order on all ranks"
-                    )
-
-        return finish
-
-    def came(self, ranks: list[int]) -> str:
-        return f"came to exchange {', '.join(str(self.counts[q]) for q in sorted(ranks))}"
-
-
-def host() -> int:
-    """A number that no other running Linux has."""
-    return int(Path("/proc/sys/kernel/random/boot_id").read_text().replace("-", "")[:15], 16)
-
-
-def alive(pid: int) -> bool:
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] not in "ZX"
-    except OSError:
-        return False
 
 
 class Mpi:

@@ -4,13 +4,15 @@ import numpy as np
 import pytest
 import scipy.sparse as sp
 import torch
+from rigs.exchanging_in_pairs import hosts_of_two
 from rigs.graphs import random_weights
 from rigs.ranks import together
 
 from marl_hpc import topology
 from marl_hpc.comm.exchange_plan import ExchangePlan
 from marl_hpc.comm.neighbors import Mixing, hierarchical, neighbor_allreduce
-from marl_hpc.comm.transports import PointToPoint, SharedMemory
+from marl_hpc.comm.shared_memory import SharedMemory
+from marl_hpc.comm.transports import PointToPoint
 
 
 def values(agents, width, dtype=torch.float32):
@@ -111,6 +113,13 @@ def inside_then_between(rank, ranks, weights, owners):
     plans = ExchangePlan.in_turn(weights, owners, rank)
     transports = [Watched(), Watched()]
     x = values(len(owners), 6, torch.float64)[plans[0].agents]
+    by_hosts = hosts_of_two()  # one for both: memory inside, messages between
+    by_hosts.between = Watched()
+    assert torch.equal(hierarchical(x, plans[:1], transports=[by_hosts]), hierarchical(x, plans[:1], transports=[PointToPoint()]))
+    assert not by_hosts.between.sent_to
+    mixed = hierarchical(x, plans, transports=[by_hosts] * 2)
+    assert torch.equal(mixed, hierarchical(x, plans, transports=[PointToPoint()] * 2))
+    assert sorted(by_hosts.between.sent_to) == [[3], [2], [1], [0]][rank]
     return plans[0].agents, hierarchical(x, plans, transports=transports).numpy(), [sorted(t.sent_to) for t in transports]
 
 

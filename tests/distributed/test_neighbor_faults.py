@@ -12,17 +12,21 @@ import pytest
 import scipy.sparse as sp
 import torch
 import torch.distributed as dist
+from rigs.exchanging_in_pairs import hosts_of_two
 from rigs.ranks import Ranks, together
 
 from marl_hpc import topology
 from marl_hpc.comm.exchange_plan import ExchangePlan
 from marl_hpc.comm.neighbors import Mixing, choose_transport, neighbor_allreduce, neighbor_gather
 from marl_hpc.comm.peers import PeerLost
-from marl_hpc.comm.transports import AllToAll, Mpi, Nobody, PointToPoint, SharedMemory
+from marl_hpc.comm.shared_memory import SharedMemory
+from marl_hpc.comm.transports import AllToAll, Mpi, Nobody, PointToPoint
 from marl_hpc.config import ConfigError
 
 AGENTS = 24
-KINDS = {"point-to-point": PointToPoint, "all-to-all": AllToAll, "shared memory": SharedMemory}
+KINDS = {
+    "point-to-point": PointToPoint, "all-to-all": AllToAll, "shared memory": SharedMemory, "two ranks a host": hosts_of_two,
+}  # fmt: skip
 
 
 def owners_of(ranks):
@@ -66,8 +70,10 @@ def test_after_a_neighbor_was_late_no_exchange_begins_that_might_read_another_st
 def dead_before_memory_is_shared(rank, ranks):
     if rank == 1:
         os.kill(os.getpid(), signal.SIGKILL)
-    with pytest.raises(PeerLost, match="one of 2 ranks is gone or late; memory can't be shared without it"):
+    with pytest.raises(PeerLost, match="one of 2 ranks is gone or late; nobody knows who is on one host without it"):
         choose_transport(ring_plan(ranks, rank))
+    with pytest.raises(PeerLost, match="one of 2 ranks is gone or late; memory can't be shared without it"):
+        SharedMemory()
 
 
 def test_a_rank_that_dies_while_transports_are_chosen_is_no_reason_to_try_another():
@@ -202,7 +208,7 @@ def without_room(rank, ranks):
 
 
 def test_shared_memory_that_one_rank_cannot_have_is_had_by_none_and_another_way_is_taken():
-    assert together(without_room, 2) == ["all-to-all"] * 2
+    assert together(without_room, 2) == ["point-to-point"] * 2
 
 
 def killed_while_mixing(rank, ranks):
