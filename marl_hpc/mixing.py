@@ -9,6 +9,8 @@ by some 1e-7 to 1e-6 in a thousand rounds of standard normal rows (most on rings
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -61,6 +63,32 @@ def lazy(weights: Any) -> Any:
     off = parts.row != parts.col
     by_column = not np.allclose(np.asarray(weights.sum(1)), 1.0)
     return _completed(parts.row[off], parts.col[off], parts.data[off] / 2, weights.shape[0], by_column)
+
+
+def inside_and_between(graph: Graph, places: Any, weights: Callable[[Graph], Any] | None = None) -> list[Any]:
+    """[W over the edges within a place, W over those across]: to mix in turn, inside nodes more often than between them, say.
+
+    `places` [n]: the node, or rack, of each agent; `weights`: of a graph, default `metropolis_hastings`. Each keeps the mean if weights do;
+    used in turn they reach everybody if the whole graph does. See `marl_hpc.comm.neighbors.hierarchical`.
+
+    >>> from marl_hpc.topology import ring
+    >>> inside, between = inside_and_between(ring(4), [0, 0, 1, 1])
+    >>> inside.toarray()[0].tolist(), between.toarray()[0].tolist()
+    ([0.5, 0.5, 0.0, 0.0], [0.5, 0.0, 0.0, 0.5])
+    """
+    from scipy.sparse import coo_matrix
+
+    places = np.asarray(places)
+    if places.shape != (graph.agents,):
+        raise ValueError(f"places must name one of each of {graph.agents} agents; got shape {places.shape}")
+    i, j = graph.edges.T
+    near = places[i] == places[j]
+    found = []
+    for kept in (near, ~near):
+        adjacency = coo_matrix((np.ones(kept.sum()), (i[kept], j[kept])), shape=graph.adjacency.shape).tocsr()
+        adjacency.sort_indices()
+        found.append((weights or metropolis_hastings)(replace(graph, adjacency=adjacency)))
+    return found
 
 
 def second_largest_eigenvalue_modulus(weights: Any) -> float:

@@ -18,6 +18,7 @@ import numpy as np
 
 from marl_hpc.config import ConfigError
 from marl_hpc.mixing import (
+    inside_and_between,
     laplacian,
     lazy,
     max_degree,
@@ -29,7 +30,7 @@ from marl_hpc.mixing import (
 )
 
 __all__ = [
-    "TOPOLOGIES", "Graph", "complete", "erdos_renyi", "exponential", "from_adjacency", "from_edges", "from_networkx", "grid", "laplacian",
+    "TOPOLOGIES", "Graph", "complete", "erdos_renyi", "exponential", "from_adjacency", "from_edges", "from_networkx", "grid", "inside_and_between", "laplacian",
     "lazy", "make", "max_degree", "metropolis_hastings", "one_peer_exponential", "push_sum", "random_geometric", "ring",
     "second_largest_eigenvalue_modulus", "spectral_gap", "star", "torus", "uniform",
 ]  # fmt: skip

@@ -2,7 +2,6 @@
 
 import numpy as np
 import pytest
-import scipy.sparse as sp
 import torch
 from rigs.exchanging_in_pairs import hosts_of_two
 from rigs.graphs import random_weights
@@ -127,10 +126,12 @@ def test_mixing_inside_nodes_and_then_between_them_is_the_product_and_stays_insi
     agents = 24
     owners = np.arange(agents) * 4 // agents  # ranks 0 and 1 on one node, 2 and 3 on another
     node = owners // 2
-    dense = random_weights(agents, 6, seed=3).toarray()
-    inside = np.where(node[:, None] == node, dense, 0.0)
-    inside += np.diag(1 - inside.sum(1))
-    weights = [sp.csr_matrix(inside), topology.uniform(topology.ring(agents))]
+    graph = random_weights(agents, 6, seed=3)
+    graph.setdiag(0)
+    within, _ = topology.inside_and_between(topology.from_adjacency(graph), node)
+    weights = [within, topology.uniform(topology.ring(agents))]
+    inside = within.toarray()
+    assert not inside[node[:, None] != node].any()
     parts = together(inside_then_between, 4, weights, owners)
     expected = weights[1].toarray() @ inside @ values(agents, 6, torch.float64).numpy()
     np.testing.assert_allclose(whole([part[:2] for part in parts]), expected, rtol=0, atol=1e-14)

@@ -1,4 +1,4 @@
-"""One rank of an exchange with neighbors on a host of its own: `exchanging.py RANK RANKS ADDRESS PORT FOLDER STEPS WIDTH`.
+"""One rank of an exchange with neighbors, by the transport that is chosen: `exchanging.py RANK RANKS ADDRESS PORT FOLDER STEPS WIDTH`.
 
 Says through files in FOLDER when it is ready and done, and goes on when it finds `go` there: nothing else is on the wire meanwhile.
 """
@@ -13,8 +13,7 @@ import torch.distributed as dist
 
 from marl_hpc import topology
 from marl_hpc.comm.exchange_plan import ExchangePlan
-from marl_hpc.comm.neighbors import Mixing
-from marl_hpc.comm.transports import PointToPoint
+from marl_hpc.comm.neighbors import Mixing, choose_transport
 from marl_hpc.partition import keep
 
 ROWS, COLUMNS = 12, 5  # a grid that is cut into strips: a rank's neighbors are those before and after it
@@ -26,14 +25,16 @@ def main() -> None:
     dist.init_process_group("gloo", store=store, rank=int(rank), world_size=int(ranks), timeout=timedelta(seconds=60))
     graph = topology.grid(ROWS, COLUMNS)
     plan = ExchangePlan(topology.metropolis_hastings(graph), keep(graph, int(ranks)), int(rank))
-    mixing = Mixing(plan, PointToPoint(), int(width))
+    transport = choose_transport(plan)
+    mixing = Mixing(plan, transport, int(width))
     mixing.rows.copy_(torch.from_numpy(plan.agents)[:, None].expand_as(mixing.rows))
     mixing.step()
-    (Path(folder) / f"ready{rank}").touch()
+    (Path(folder) / f"ready{rank}").write_text(transport.name)
     while not (Path(folder) / "go").exists():
         time.sleep(0.01)
     for _ in range(int(steps)):
         mixing.step()
+    assert abs(float(mixing.rows.mean()) - plan.agents.mean()) < plan.agents.size  # it did mix
     (Path(folder) / f"done{rank}").touch()
     while not (Path(folder) / "leave").exists():
         time.sleep(0.01)
