@@ -18,6 +18,7 @@ critics linear in the state times each agent's choice and the state (340 numbers
 With 20 agents, as in the paper, there are 2^20 joint actions, and J is simulated.
 
     python benchmarks/networked_mdp.py [--seeds 5] [--jobs 1] [--runs FOLDER] [--output FILE]
+    python benchmarks/networked_mdp.py --longer 4000000      # one networked run of algorithm 1 that goes on: do critics go on to agree?
 
 Runs that are finished already in the folder are not repeated.
 """
@@ -63,10 +64,12 @@ SIMULATED = {"steps": 2000, "copies": 64, "burn_in": 100}
 class Case:
     """One run: an algorithm, an arm, a seed."""
 
-    def __init__(self, runs: Path, agents: int, algorithm: str, arm: str, seed: int) -> None:
+    def __init__(self, runs: Path, agents: int, algorithm: str, arm: str, seed: int, steps: int | None = None) -> None:
         self.agents, self.algorithm, self.arm, self.seed = agents, algorithm, arm, seed
-        self.folder = runs / f"{agents}-{algorithm}-{arm}-{seed}"
+        self.folder = runs / f"{agents}-{algorithm}-{arm}-{seed}{f'-{steps}' if steps else ''}"
         self.settings = [*ALGORITHMS[algorithm], *ARMS[arm], *(MANY if agents == 20 else ())]
+        if steps:
+            self.settings.append(f"budget.env_steps={steps}")
 
     def run(self) -> None:
         """Train, unless that's done. Raises RuntimeError with the end of its output where it fails."""
@@ -155,8 +158,16 @@ def main() -> None:
     parser.add_argument("--seeds-20", type=int, default=1, help="of 20 agents")
     parser.add_argument("--jobs", type=int, default=1, help="runs side by side, a core each")
     parser.add_argument("--runs", type=Path, default=ROOT / "runs" / "networked_mdp", help="where runs lie")
+    parser.add_argument("--longer", type=int, help="environment steps of the one run that goes on")
     parser.add_argument("--output", type=Path, default=Path(__file__).parent / "results" / "networked_mdp.json")
     arguments = parser.parse_args()
+    if arguments.longer:
+        arguments.runs.mkdir(parents=True, exist_ok=True)
+        case = Case(arguments.runs, 8, "action_value", "networked", 0, arguments.longer)
+        case.run()
+        found = {"runs": {"networked": [case.result()]}, "settings": {"networked": case.settings}}
+        write(arguments.output.with_name("networked_mdp-long.json"), {"8 agents, action_value": found})
+        return
     asked = [(8, algorithm, arguments.seeds) for algorithm in ALGORITHMS] + [(20, "action_value", arguments.seeds_20)]
     cases = {
         (agents, algorithm): {arm: [Case(arguments.runs, agents, algorithm, arm, seed) for seed in range(seeds)] for arm in ARMS}

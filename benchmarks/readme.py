@@ -427,13 +427,41 @@ def random_mdp() -> list[str]:
             f"{' '.join(f'{x:.2f}' for x in found['j_uniform'])} | {' '.join(ways['independent'])} | {' '.join(ways['networked'])} | "
             f"{' '.join(ways['centralized'])} | {best} | {found['share_of_centralized_gain']['networked']:.2f} |"
         )
-    errors = [run["consensus_error"] for run in next(iter(record["results"].values()))["runs"]["networked"]]
+    first = next(iter(record["results"].values()))
+    errors = [run["consensus_error"] for run in first["runs"]["networked"]]
+    slopes = [slope for run in first["runs"]["networked"] if (slope := decline(run["consensus_error"])) is not None]
     lines += [
         "",
+        "Gains over uniform policies, of what one center gains, by seed: "
+        + "; ".join(
+            f"{name.replace('action_value', 'algorithm 1').replace('state_value', 'algorithm 2')}: critics alone "
+            f"{' '.join(f'{x:.2f}' for x in found['share_by_seed']['independent'])}, networked "
+            f"{' '.join(f'{x:.2f}' for x in found['share_by_seed']['networked'])}"
+            for name, found in {**record["results"], **(more["results"] if more else {})}.items()
+        )
+        + ".",
+        "",
         f"How far critics are from their mean, relative to it, falls from {max(e[0][1] for e in errors):.1e} to at most "
-        f"{max(e[-1][1] for e in errors):.1e} over the runs of the first line.",
+        f"{max(e[-1][1] for e in errors):.1e} over the runs of the first line, and goes on to fall as a power of the step: with exponents from "
+        f"{min(slopes):.2f} to {max(slopes):.2f} over the last three quarters (steps of critics fall with exponent -0.65).",
     ]
+    longer = recorded("networked_mdp-long")
+    if longer:
+        run = next(iter(longer["results"].values()))["runs"]["networked"][0]
+        lines[-1] += (
+            f" One run went on to {run['env_steps']:,} environment steps: {run['consensus_error'][-1][1]:.1e}, exponent {decline(run['consensus_error']):.2f}."
+        )
     return lines
+
+
+def decline(curve: list[list[float]]) -> float | None:
+    """The exponent by which the error of a curve [(environment steps, error)] falls over its last three quarters: a fit of least squares in
+    logarithms."""
+    late = [(math.log(steps), math.log(error)) for steps, error in curve if steps > curve[-1][0] / 4 and error > 0]
+    if len(late) < 3:
+        return None
+    slope, _ = np.polyfit(*zip(*late, strict=True), 1)
+    return float(slope)
 
 
 def cue() -> list[str]:
