@@ -460,8 +460,8 @@ def decline(curve: list[list[float]]) -> float | None:
     late = [(math.log(steps), math.log(error)) for steps, error in curve if steps > curve[-1][0] / 4 and error > 0]
     if len(late) < 3:
         return None
-    slope, _ = np.polyfit(*zip(*late, strict=True), 1)
-    return float(slope)
+    logarithms = np.array(late)
+    return float(np.polyfit(logarithms[:, 0], logarithms[:, 1], 1)[0])
 
 
 def cue() -> list[str]:
