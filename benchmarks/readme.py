@@ -1,4 +1,5 @@
-"""Writes the measured numbers from benchmarks/results/ into the README, between its markers; a number there is never typed.
+"""Writes the measured numbers from benchmarks/results/ into the README, between its markers, and tables of all of them into
+benchmarks/RESULTS.md; a number there is never typed.
 
 python benchmarks/readme.py
 """
@@ -7,12 +8,12 @@ from __future__ import annotations
 
 import json
 import math
-import re
 from itertools import groupby
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from headlines import headlines
 
 from marl_hpc.evaluation import bootstrap_interval, interquartile_mean, probability_of_improvement
 
@@ -636,11 +637,13 @@ def several(values: list[float]) -> str:
 
 def main() -> None:
     readme = ROOT / "README.md"
-    text = readme.read_text()
-    written = re.sub(r"(<!-- measured -->\n).*(\n<!-- end -->)", lambda m: m[1] + tables() + m[2], text, flags=re.DOTALL)
-    if written == text and tables() not in text:
+    before, found, rest = readme.read_text().partition("<!-- measured -->\n")
+    _, ended, after = rest.partition("<!-- end -->")
+    if not found or not ended:
         raise SystemExit("README.md has no markers '<!-- measured -->' and '<!-- end -->'")
-    readme.write_text(written)
+    readme.write_text(before + found + "\n".join(headlines()) + "\n" + ended + after)
+    head = "# Results\n\nWritten by `python benchmarks/readme.py` from `benchmarks/results/`, where each record has its commit and versions.\n\n"
+    (ROOT / "benchmarks" / "RESULTS.md").write_text(head + tables() + "\n")
 
 
 if __name__ == "__main__":
