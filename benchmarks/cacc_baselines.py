@@ -53,10 +53,10 @@ def linear(parameters: np.ndarray) -> Policy:
     return act
 
 
-def tune(scenario: str, seed: int, iterations: int, population: int) -> np.ndarray:
+def tune(scenario: str, seed: int, iterations: int, population: int, **options: Any) -> np.ndarray:
     """Parameters [24]: the mean of the last elite."""
     random = np.random.default_rng(seed)
-    env = envs.make("networked/cacc", scenario=scenario, copies=population * TUNED_ON)
+    env = envs.make("networked/cacc", scenario=scenario, copies=population * TUNED_ON, **options)
     mean, spread = np.zeros(24), np.ones(24)
     for iteration in range(iterations):
         candidates = mean + spread * random.normal(size=(population, 24))

@@ -1,13 +1,14 @@
-"""How well do platoons drive that learn by themselves, from critics shared with neighbors, or by talking to them?
+"""How well do platoons drive that learn by themselves, by averaging with neighbors, or by talking to them?
 
     python benchmarks/networked_cacc.py [--scenarios catchup slowdown] [--seeds 3]
-    python benchmarks/networked_cacc.py --scenarios catchup --vehicles 100 --ways independent consensus neurcomm --seeds 5 --steps 160000
+    python benchmarks/networked_cacc.py --vehicles 100 --scenarios catchup --ways independent consensus all neurcomm --seeds 5 --steps 160000 --tune
 
-Each run is `experiment=networked/cacc_SCENARIO` with the overrides of its way, the same steps and settings for all; platoons of more than
-8 vehicles have smaller networks, all with a memory, as messages need one. The final policies play
-100 episodes greedily with `env.near=0`, as the authors of the task evaluate; the score is theirs, too: the mean over steps of the sum over
-vehicles of -(headway error)² - (speed error)² - 0.1 (acceleration)², m and s. Beside it stand two policies that don't learn from rewards of
-single steps: action 3 always, and a linear one tuned by the cross-entropy method (`benchmarks/cacc_baselines.py`, 8 vehicles).
+Each run is `experiment=networked/cacc_SCENARIO` with the overrides of its way. With --tune every way is first tried, on a seed that isn't
+among the others, with the same values of topology.reward_discount, and goes on with the one whose score is best: what agents are rewarded
+for is no way to learn, and none may have more of it than another. The final policies play 100 episodes greedily with `env.near=0`, as the
+authors of the task evaluate; the score is theirs, too: the mean over steps of the sum over vehicles of -(headway error)² - (speed error)² -
+0.1 (acceleration)², m and s. Beside it stand policies that don't learn from rewards of single steps: the same action always, and a linear
+one that all vehicles share, tuned by the cross-entropy method (`benchmarks/cacc_baselines.py`).
 Written to benchmarks/results/networked_cacc-VEHICLES.json; runs that the folder has are not repeated.
 """
 
@@ -18,11 +19,13 @@ import json
 import os
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from cacc_baselines import evaluate
+from cacc_baselines import evaluate, linear, tune
 
 from marl_hpc import envs
 from marl_hpc.evaluation import bootstrap_interval
@@ -33,22 +36,26 @@ from marl_hpc.summary import git_state, versions
 
 ROOT = Path(__file__).parent.parent
 WAYS = {
-    "independent": ["topology.mix=none", "topology.reward_discount=0"],
-    "experiment": [],  # consensus as the experiment has it
+    "experiment": [],  # as the experiment has it
+    "independent": ["topology.mix=none"],
     "consensus": ["topology.mix=critic"],
-    "neurcomm": ["topology.mix=critic", "algorithm.messages=neurcomm"],
+    "all": ["topology.mix=all", "topology.rounds=4"],
+    "neurcomm": ["topology.mix=critic", "algorithm.messages=neurcomm", "algorithm.gru=16", "algorithm.chunk=20"],
 }
-LARGE = ["algorithm.hidden=[16]", "algorithm.gru=16", "algorithm.chunk=20", "algorithm.epochs=4", "rollout.envs=16"]
+LARGE = ["algorithm.hidden=[32]", "algorithm.epochs=4", "rollout.envs=16"]  # for platoons of more than 8
+DISCOUNTS, TUNING_SEED = (0.0, 0.5, 0.9), 100
+LINEAR = {"iterations": 25, "population": 48}
 STEPS, EPISODES, ACTIONS = 600, 100, 4
 
 
-def run(folder: Path, scenario: str, vehicles: int, way: str, seed: int, steps: int | None) -> Path:
-    path = folder / f"{scenario}-{vehicles}-{way.replace(', ', '-').replace(' ', '_')}-{seed}"
+def run(folder: Path, scenario: str, vehicles: int, way: str, seed: int, steps: int | None, discount: float | None) -> Path:
+    path = folder / "-".join(map(str, (scenario, vehicles, way, seed, *([] if discount is None else [discount]))))
     if not (path / "summary.json").exists():
         overrides = [
             f"experiment=networked/cacc_{scenario}", f"env.vehicles={vehicles}", f"seed={seed}",
-            *(LARGE if vehicles > 8 else []), *WAYS[way], "world=inline", f"run.dir={path}",
-            "run.resume=auto", *([] if steps is None else [f"budget.env_steps={steps}", f"algorithm.lr_steps={steps}"]),
+            *(LARGE if vehicles > 8 else []), *WAYS[way], "world=inline", f"run.dir={path}", "run.resume=auto",
+            *([] if discount is None else [f"topology.reward_discount={discount}"]),
+            *([] if steps is None else [f"budget.env_steps={steps}", f"algorithm.lr_steps={steps}"]),
         ]  # fmt: skip
         subprocess.run(
             [sys.executable, "-m", "marl_hpc", *overrides], check=True, env={**os.environ, "OMP_NUM_THREADS": "1"},
@@ -77,21 +84,38 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--steps", type=int, help="environment steps; default: the experiment's")
     parser.add_argument("--runs", type=Path, default=Path("runs/networked_cacc"))
+    parser.add_argument(
+        "--tune", action="store_true", help="choose topology.reward_discount for each way; default: the experiment's"
+    )
+    parser.add_argument("--jobs", type=int, default=1, help="runs side by side, a core each")
     arguments = parser.parse_args()
     arguments.runs.mkdir(parents=True, exist_ok=True)
     table: dict[str, Any] = {}
-    for scenario in arguments.scenarios:
-        for way in arguments.ways:
-            found = []
-            for seed in range(arguments.seeds):
-                path = run(arguments.runs, scenario, arguments.vehicles, way, seed, arguments.steps)
-                found.append({"seed": seed, **score(path, scenario, arguments.vehicles)})
-            scores = [row["score"] for row in found]
-            low, high = bootstrap_interval(scores, lambda x: np.mean(x, -1)) if len(scores) > 1 else (scores[0], scores[0])
-            table.setdefault(scenario, {})[way] = {"runs": found, "score_mean": float(np.mean(scores)), "interval": [low, high]}
-            each = " ".join(f"{x:.1f}" for x in scores)
-            collisions = sum(row["collisions"] for row in found)
-            print(f"{scenario}, {way}: {np.mean(scores):.1f} [{low:.1f}, {high:.1f}] ({each}), {collisions} collisions", flush=True)
+
+    def scored(scenario: str, way: str, seed: int, discount: float | None) -> dict[str, Any]:
+        path = run(arguments.runs, scenario, arguments.vehicles, way, seed, arguments.steps, discount)
+        return {"seed": seed, **score(path, scenario, arguments.vehicles)}
+
+    with ThreadPoolExecutor(arguments.jobs) as pool:
+        for scenario in arguments.scenarios:
+            for way in arguments.ways:
+                tuned: dict[float, float] = {}
+                if arguments.tune:
+                    tried = pool.map(partial(scored, scenario, way, TUNING_SEED), DISCOUNTS)
+                    tuned = {discount: row["score"] for discount, row in zip(DISCOUNTS, tried, strict=True)}
+                discount = max(tuned, key=lambda d: tuned[d]) if tuned else None
+                found = list(pool.map(lambda seed, s=scenario, w=way, d=discount: scored(s, w, seed, d), range(arguments.seeds)))
+                scores = [row["score"] for row in found]
+                low, high = bootstrap_interval(scores, lambda x: np.mean(x, -1)) if len(scores) > 1 else (scores[0], scores[0])
+                table.setdefault(scenario, {})[way] = {
+                    "runs": found, "score_mean": float(np.mean(scores)), "interval": [low, high], "tuned": tuned, "reward_discount": discount,
+                }  # fmt: skip
+                each = " ".join(f"{x:.1f}" for x in scores)
+                collisions = sum(row["collisions"] for row in found)
+                print(
+                    f"{scenario}, {way}: {np.mean(scores):.1f} [{low:.1f}, {high:.1f}] ({each}), {collisions} collisions, {tuned}",
+                    flush=True,
+                )
     constants: dict[str, dict[str, Any]] = {}
     for action in range(ACTIONS):
         constants[f"constant action {action}"] = {
@@ -104,9 +128,15 @@ def main() -> None:
             f"action {action} always: "
             + ", ".join(f"{s} {row['mean']:.1f}" for s, row in constants[f"constant action {action}"].items())
         )
+    if arguments.vehicles > 8:
+        size: dict[str, Any] = {"vehicles": arguments.vehicles}
+        constants["linear, tuned from seed 0"] = {
+            scenario: evaluate(scenario, linear(tune(scenario, 0, **LINEAR, **size)), EPISODES, near=0.0, **size)
+            for scenario in arguments.scenarios
+        }
     record = {
         "question": (__doc__ or "").splitlines()[0], "git": git_state(), "versions": versions(), "vehicles": arguments.vehicles,
-        "score": "mean over steps, sum over vehicles", "ways": WAYS, "large": LARGE, "constants": constants, "table": table,
+        "score": "mean over steps, sum over vehicles", "ways": WAYS, "large": LARGE, "tuned over": {"topology.reward_discount": DISCOUNTS, "seed": TUNING_SEED}, "linear": LINEAR, "constants": constants, "table": table,
     }  # fmt: skip
     path = ROOT / "benchmarks" / "results" / f"networked_cacc-{arguments.vehicles}.json"
     path.write_text(json.dumps(record, indent=1) + "\n")

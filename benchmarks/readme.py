@@ -506,6 +506,16 @@ def wireless() -> list[str]:
     return lines
 
 
+PLATOONS = {
+    "catchup": "critics averaged with neighbors'",
+    "slowdown": "critics and policies averaged with neighbors'",
+    "independent": "each by itself",
+    "consensus": "critics averaged with neighbors'",
+    "all": "critics and policies averaged with neighbors', four rounds a step",
+    "neurcomm": "critics averaged, NeurComm",
+}
+
+
 def platoons() -> list[str]:
     beside = recorded("cacc_baselines")
     lines = []
@@ -526,10 +536,13 @@ def platoons() -> list[str]:
         for scenario, rows in record["table"].items():
             for way, row in rows.items():
                 low, high = row["interval"]
+                told = PLATOONS[scenario if way == "experiment" else way]
+                if row.get("tuned"):
+                    told += f", reward discount {row['reward_discount']:g}"
                 each = " ".join(f"{run['score']:.0f}" for run in row["runs"])
                 hit, played = (sum(run[key] for run in row["runs"]) for key in ("collisions", "episodes"))
                 lines.append(
-                    f"| {scenario} | {way.replace('experiment', 'consensus')} | {row['score_mean']:.1f} [{low:.1f}, {high:.1f}] | {each} | {hit} of {played} |"
+                    f"| {scenario} | {told} | {row['score_mean']:.1f} [{low:.1f}, {high:.1f}] | {each} | {hit} of {played} |"
                 )
             others = (
                 beside["results"][scenario]
