@@ -117,6 +117,8 @@ def test_a_kernel_that_no_compiler_makes_is_refused_before_ranks_start(tmp_path)
         (("sync=asp",), "leave sync out"),
         (("paradigm=independent", "topology=ring"), "needs paradigm=networked"),
         (("topology=exponential", "topology.weights=metropolis_hastings"), "topology.weights"),
+        (("topology=star", "topology.weights=uniform"), "take topology.weights=metropolis_hastings"),
+        (("topology.mix=none", "topology.kernel=compiled"), "topology.kernel=compiled is about topology.mix=critic or all"),
         (("world=processes", "roles.learner=9", "roles.rollout=9"), "set roles.learner lower"),
     ],
 )
