@@ -153,9 +153,13 @@ class NetworkedAgent(AgentInterface):
         return x.movedim(0, -1).contiguous() if x.dim() > 0 and len(x) == n else x
 
     def mix_moments(self, moments: Tensor) -> Tensor:
-        """Statistics [K, n] of values, mixed as their critics are."""
+        """Statistics [K, n] of values, mixed as often as their critics will be in this batch, and by the same graphs: statistics that
+        agree more slowly than critics would have these averaged in different units."""
         rows = moments.T.contiguous()
-        self.exchange.mix(rows)
+        for step in range(self.updates, self.updates + self.algorithm.batch_steps):
+            self.exchange.turn_to(step + 1)
+            self.exchange.mix(rows)
+        self.exchange.turn_to(self.updates)
         return rows.T.contiguous()
 
     def learn(self, *arguments: Any, **options: Any) -> dict[str, float]:
