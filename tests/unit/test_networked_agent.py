@@ -154,6 +154,20 @@ def test_critics_of_agents_with_unlike_rewards_agree_in_units_of_reward():
     assert float(values.mean()) == pytest.approx(5, abs=0.6)
 
 
+def test_what_mixing_moved_is_said_of_all_that_is_mixed():
+    agent, weights = networked(interface_of(mix="all"))
+    for k, block in enumerate(agent.blocks):
+        block.copy_(10.0**k * torch.randn(block.shape, generator=torch.Generator().manual_seed(k), dtype=torch.float64))
+    before = torch.cat(agent.blocks, 1).numpy().copy()
+    agent.parameters.message.zero_()  # so that Adam stands still
+    agent.update()
+    found = agent.consensus(agent.moved)
+    assert found["consensus/distance"] == pytest.approx(np.linalg.norm(weights @ before - before) / np.linalg.norm(before))
+    after = weights @ before
+    apart = np.sqrt(((after - after.mean(0)) ** 2).sum(1).mean()) / np.linalg.norm(after.mean(0))
+    assert found["consensus/error"] == pytest.approx(apart)
+
+
 def test_agents_that_care_for_neighbors_are_rewarded_for_them():
     graph = topology.ring(6)
     weights = discounted(graph.adjacency, 0.5, 2)
