@@ -120,19 +120,28 @@ class Neighborhoods:
         return Messages(adjacency, self.partition.owners, rank, transport, self.agents(rank))
 
     def describe(self) -> str:
-        """What a person wants to know of it."""
+        """What a person wants to know of it; without the transport while none is chosen."""
         chosen = "" if self.transport is None else f"transport: {self.transport}, "
         return (
             f"{len(self.group.agents):,} agents on {self.section.name} ({self.union.adjacency.nnz:,} directed edges); {self.partition}; "
             f"{chosen}kernel: {self.section.kernel}"
         )
 
+    def record(self) -> dict[str, Any]:
+        """The same as plain data."""
+        cut = self.partition
+        return {
+            "topology": self.section.name, "agents": len(self.group.agents), "edges": cut.edges, "learners": self.ranks, "partition": cut.name,
+            "edges_cut": cut.cut, "halo_rows": int(cut.halo.sum()), "transport": self.transport, "kernel": self.section.kernel,
+        }  # fmt: skip
 
-def check_graph(section: Topology, spec: EnvSpec, group: GroupSpec, ranks: int) -> None:
-    """Raise ConfigError where a group can't be on this topology, before ranks start."""
+
+def check_graph(section: Topology, spec: EnvSpec, group: GroupSpec, ranks: int) -> Neighborhoods:
+    """The neighborhoods of a group on this topology. Raises ConfigError where they can't be, before ranks start."""
     around = Neighborhoods(section, spec, group, ranks)
     assert around.weights
     check_kernel(section)
+    return around
 
 
 def check_kernel(section: Topology, device: torch.device | None = None) -> None:

@@ -3,6 +3,7 @@
 import json
 import os
 import signal
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -79,7 +80,16 @@ def test_metrics_of_a_graph_are_of_all_its_agents_with_one_on_each_learner(tmp_p
     three = ("env.vehicles=3", "topology.mix=all", "budget.env_steps=400")
     divided = ("roles.learner=3", "roles.rollout=3", "topology.transport=point_to_point")
     for name, layout in {"inline": ("world=inline",), "three": divided}.items():
-        program.run(program.train(tmp_path / name, *RUN, *three, *layout), cwd=tmp_path)
+        printed = program.run(program.train(tmp_path / name, *RUN, *three, *layout), cwd=tmp_path)
+    line = "shared: 3 agents on environment (4 directed edges); 3 ranks with 1 agents each (keep): 100.0 % of edges cross ranks"
+    assert printed.count(line) == 1
+    assert "transport: point-to-point, kernel: torch" in printed
+    assert json.loads((tmp_path / "three" / "summary.json").read_text())["graphs"] == {
+        "shared": {
+            "topology": "environment", "agents": 3, "edges": 4, "learners": 3, "partition": "keep", "edges_cut": 4, "halo_rows": 4,
+            "transport": "point-to-point", "kernel": "torch",
+        }
+    }  # fmt: skip
     inline = said(tmp_path / "inline", *CONSENSUS)
     assert (inline > 0).all()
     np.testing.assert_allclose(said(tmp_path / "three", *CONSENSUS), inline, rtol=1e-6)
@@ -124,6 +134,16 @@ def test_independent_agents_on_a_graph_are_untouched_by_it(tmp_path):
     ring = train(tmp_path / "a", "world=inline", "topology=ring", "topology.mix=none")
     line = train(tmp_path / "b", "world=inline", "topology.mix=none")
     assert torch.equal(rows(ring), rows(line))
+
+
+def test_a_plan_says_how_much_of_a_graph_would_cross_ranks_and_makes_no_run(tmp_path):
+    plan = [sys.executable, "-m", "marl_hpc", "plan", "env=networked/cacc", "paradigm=networked", "roles.learner=2"]
+    said = program.run(plan, cwd=tmp_path)
+    assert "2  rollout/0" in said
+    assert "2 ranks with 4 agents each (keep): 14.3 % of edges cross ranks, 2 rows do (25.0 % of all); kernel: torch" in said
+    refused = program.run([*plan, "topology=star", "topology.weights=uniform"], cwd=tmp_path, code=2)
+    assert "take topology.weights=metropolis_hastings" in refused
+    assert not list(tmp_path.glob("runs"))
 
 
 def test_learners_without_whole_teams_of_workers_are_refused(tmp_path):

@@ -4,9 +4,11 @@ import numpy as np
 import pytest
 
 from marl_hpc import topology
+from marl_hpc.comm.store import Store
 from marl_hpc.compose import compose
 from marl_hpc.config import ConfigError, Topology
 from marl_hpc.neighborhoods import Neighborhoods, check_graph
+from marl_hpc.progress import Progress
 from marl_hpc.types import ActionSpace, EnvSpec, GroupSpec
 
 
@@ -69,6 +71,27 @@ def test_where_nothing_is_averaged_directed_graphs_need_no_weights():
     neighborhoods = around(8, 2, name="exponential", mix="none")
     assert sorted(np.concatenate([neighborhoods.agents(rank) for rank in (0, 1)])) == list(range(8))
     assert set(neighborhoods.messages(0, None, 60.0).table.flatten().tolist()) <= {*range(8), -1}
+
+
+def test_a_graph_is_described_on_the_console_once_and_again_only_when_it_has_changed(tmp_path, capsys):
+    store = Store()
+    progress = Progress(store, "layout", tmp_path)
+    for transport in ("shared memory", "shared memory", "point-to-point"):  # another generation, then one without shared memory
+        store.set("graph/all", {"text": f"all: transport: {transport}"})
+        progress.show()
+    progress.close()
+    assert capsys.readouterr().err.splitlines()[2:] == ["all: transport: shared memory", "all: transport: point-to-point"]
+
+
+def test_graphs_are_described_by_what_crosses_ranks_and_by_their_transport_once_it_is_chosen():
+    neighborhoods = around(12, 3, name="ring")
+    assert neighborhoods.describe() == (
+        "12 agents on ring (24 directed edges); 3 ranks with 4 agents each (keep): 25.0 % of edges cross ranks, 6 rows do (50.0 % of all); "
+        "kernel: torch"
+    )
+    assert (neighborhoods.record()["edges_cut"], neighborhoods.record()["halo_rows"]) == (6, 6)
+    neighborhoods.transport = "shared memory"
+    assert "; transport: shared memory, kernel: torch" in neighborhoods.describe()
 
 
 RUN = ["paradigm=networked", "topology=ring"]
