@@ -230,6 +230,9 @@ class Builder:
         exchanges = collectives.replicas(self.interfaces, index, self.counts["learner"], self.collective_s)
         device = torch.device(self.job["devices"][world.rank])
         exchanges |= self.division.exchanges(index, device, self.collective_s)
+        if index == 0:
+            for name, around in self.division.neighborhoods.items():  # for the console and the summary
+                world.store.set(f"graph/{name}", {"text": f"{name}: {around.describe()}", **around.record()})
         replicas = []
         for agent in self.agents(index, exchanges):
             if agent.interface.neighbors:

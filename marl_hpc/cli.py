@@ -19,7 +19,7 @@ USAGE = """usage: marl-hpc [train] OVERRIDES…      train; for example: marl-hp
        marl-hpc resume RUN OVERRIDES…  continue a stopped run, or a finished one with a larger budget
        marl-hpc evaluate RUN [episodes=100] [greedy=false] [seed=1] [env.KEY=VALUE…]  play a run's policies, print their return
        marl-hpc report RUN             write RUN/report.html again
-       marl-hpc plan OVERRIDES…        print which rank would take which role, and stop
+       marl-hpc plan OVERRIDES…        print which rank would take which role, and how a graph of agents is divided; and stop
        marl-hpc new env|algorithm NAME write NAME.py to start from
 the same words follow `python -m marl_hpc`, under torchrun, srun, mpiexec or alone; overrides are hydra's (key=value)"""
 
@@ -127,7 +127,12 @@ def _plan(overrides: list[str]) -> str:
     size = identify(os.environ).size or None
     counts = count_roles(config.roles, size, networked=networked(config))
     hosts = ["this host"] * sum(counts.values())
-    return table(assign(counts, hosts), hosts)
+    lines = [table(assign(counts, hosts), hosts)]
+    if networked(config):
+        from marl_hpc.train import graph_lines  # makes the environment
+
+        lines += graph_lines(config, counts["learner"])
+    return "\n".join(lines)
 
 
 def _exit(summary: Summary) -> int:

@@ -131,13 +131,16 @@ class Topology:
 
     name: str = "environment"  # environment: the edges that it has | a name of marl_hpc.topology.TOPOLOGIES | my_module:function
     options: Any = None  # {degree: 8, …}: what that function takes beside the number of agents
-    weights: str = "metropolis_hastings"  # | max_degree | laplacian | uniform (the only one for directed graphs)
+    # | max_degree | laplacian | uniform (the only one for directed graphs; where agents read, and are read by, equally many)
+    weights: str = "metropolis_hastings"
     mix: str = "critic"  # what agents average with their neighbors after each gradient step: critic | all | none
     rounds: int = 1  # of averaging
     reward_discount: float = 0.0  # a reward d hops away counts this to the power of d; 0: an agent cares for its own alone
     reward_hops: int | None = None  # farther ones don't count; default: those that count less than 1 %
     partition: str = "keep"  # of agents over learners: keep (their order) | rcm | metis
-    transport: str = "auto"  # auto | shared_memory | all_to_all | point_to_point
+    # auto | shared_memory | all_to_all | point_to_point: of parameters and rewards; what agents that talk tell each other always goes point
+    # to point, since gradients come back
+    transport: str = "auto"
     kernel: str = "torch"  # what sums neighbors' rows: torch | compiled, faster where a C compiler is
 
 
@@ -345,10 +348,8 @@ def check_topology(config: Config) -> None:
         )
     if topology.rounds < 1:
         raise ConfigError(f"topology.rounds={topology.rounds} must be 1 or more")
-    if topology.mix == "none" and topology.rounds != 1:
-        raise ConfigError(
-            f"topology.rounds={topology.rounds} is about topology.mix=critic or all; got topology.mix=none: leave it out"
-        )
+    if topology.mix == "none":
+        check_unmixed(topology)
     if not 0 <= topology.reward_discount <= 1:
         raise ConfigError(f"topology.reward_discount={topology.reward_discount} must lie between 0 and 1")
     if topology.reward_hops is not None and (topology.reward_hops < 1 or not topology.reward_discount):
@@ -357,6 +358,23 @@ def check_topology(config: Config) -> None:
         )
     if topology.reward_discount == 1 and topology.reward_hops is None:
         raise ConfigError("topology.reward_discount=1 counts rewards however far; set topology.reward_hops")
+
+
+def check_unmixed(topology: Topology) -> None:
+    """Where agents average nothing, options of averaging are refused; rewards are summed over neighbors by some of them."""
+    usual = Topology()
+    brought = topology.weights == "uniform" and topology.name in ("exponential", "one_peer_exponential")  # by the topology's file
+    for key, about, got in (
+        ("rounds", "", ""), ("weights", "", ""),
+        ("kernel", " or topology.reward_discount", " and topology.reward_discount=0"),
+        ("transport", " or topology.reward_discount", " and topology.reward_discount=0"),
+    ):  # fmt: skip
+        value = getattr(topology, key)
+        if value == getattr(usual, key) or (key == "weights" and brought) or (about and topology.reward_discount):
+            continue
+        raise ConfigError(
+            f"topology.{key}={value} is about topology.mix=critic or all{about}; got topology.mix=none{got}: leave it out"
+        )
 
 
 def learns_population(config: Config) -> bool:

@@ -25,7 +25,12 @@ Batch = Mapping[str, Tensor]  # "group/field" [T, B, N, …], and "first" [T, B]
 
 class Critic(nn.Module):
     """V for each agent. `shared`: one network over the state alone, with the agent's place in the team beside it; otherwise one
-    network for each group, over the state and the agents' own observations."""
+    network for each group, over the state and the agents' own observations.
+
+    Critics of agents that talk differ from NeurComm's (Chu et al. 2020): there V(h_i, a_N(i)) takes the policy's memory h_i and what
+    neighbors do in this step, so that advantages don't count that as luck. Here a critic has a memory and messages of its own, hears
+    neighbors' observations and hidden states, and sees nobody's actions: V is a value of what is seen, after a fragment's last step too.
+    """
 
     def __init__(self, interface: InterfaceSpec, network: Mapping[str, Any], seeds: Iterator[int], shared: bool) -> None:
         super().__init__()

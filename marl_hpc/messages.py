@@ -86,6 +86,7 @@ class CommunicatingNetwork(StackedNetwork):
 
     neurcomm  h_i,t = GRU([e(o_i,t, o_N(i),t), e(π_N(i),t-1), e(h_N(i),t-1)], h_i,t-1): Chu et al. 2020, with a GRU in
               place of its LSTM. A fingerprint is what a policy said the step before, without gradients; critics have none.
+              Nor are they otherwise the paper's: see `marl_hpc.critics.Critic`.
     commnet   h_i,t = GRU(e(o_i,t) + C · mean over N(i) of h_j,t-1, h_i,t-1): Sukhbaatar et al. 2016, eq. 2 and section 2.3 (local
               connectivity, recurrence), with agents' own encoders and C.
     dial      h_i,t = GRU(e(o_i,t) + e(m_N(i),t-1), h_i,t-1), m_j = 1{W h_j + b > 0}: Foerster et al. 2016. Its discretized messages, of

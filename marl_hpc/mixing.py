@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from marl_hpc.topology import Graph
 
 DENSE = 400  # agents up to which eigenvalues are computed densely
+PRECISION = 1e-10  # of eigenvalues beyond that, relative to a bound on the largest
 
 
 def metropolis_hastings(graph: Graph) -> Any:
@@ -38,10 +39,9 @@ def laplacian(graph: Graph, epsilon: float | None = None) -> Any:
     degree; default: 2 / (its largest + its smallest positive eigenvalue), the fastest. Source: Xiao and Boyd 2004, eq. 16."""
     rows, *_ = _undirected(graph, "laplacian")
     if epsilon is None:
-        smallest, largest = _laplacian_ends(graph)
-        epsilon = 2.0 / (largest + smallest)
-    elif not 0 < epsilon < 2.0 / _laplacian_ends(graph)[1]:
-        raise ValueError(f"epsilon={epsilon} must lie over 0 and under {2.0 / _laplacian_ends(graph)[1]:.6g}, or mixing diverges")
+        epsilon = 2.0 / sum(_laplacian_ends(graph))
+    elif not 0 < epsilon < (limit := 2.0 / _laplacian_ends(graph)[1]):
+        raise ValueError(f"epsilon={epsilon} must lie over 0 and under {limit:.6g}, or mixing diverges")
     return _of_graph(graph, np.full(len(rows), epsilon))
 
 
@@ -97,21 +97,19 @@ def second_largest_eigenvalue_modulus(weights: Any) -> float:
     if n <= DENSE:
         moduli = np.sort(np.abs(np.linalg.eigvals(weights.toarray())))
         return float(moduli[-2]) if n > 1 else 0.0
+    if abs(weights - weights.T).max() < 1e-12:
+        return max(map(abs, _ends(weights)))
     import scipy.sparse.linalg
 
     linalg: Any = scipy.sparse.linalg  # whose types aren't known
 
     # the mean's eigenvalue is moved to 0, so that what is left at the ends is what is asked for
-    symmetric = abs(weights - weights.T).max() < 1e-12
     ones = np.full(n, 1.0 / np.sqrt(n))
-    left = ones
-    if not symmetric:
-        left = np.real(linalg.eigs(weights.T.astype(float), k=1, which="LM", v0=ones)[1][:, 0])
-        left /= left @ ones
+    left = np.real(linalg.eigs(weights.T.astype(float), k=1, which="LM", v0=ones)[1][:, 0])
+    left /= left @ ones
     operator = linalg.LinearOperator((n, n), matvec=lambda x: weights @ x - ones * (left @ x.ravel()), dtype=np.float64)
-    solver = linalg.eigsh if symmetric else linalg.eigs
     start = np.random.default_rng(0).standard_normal(n)
-    found = solver(operator, k=1, which="LM", v0=start, return_eigenvectors=False, maxiter=100 * n, tol=1e-10)
+    found = linalg.eigs(operator, k=1, which="LM", v0=start, return_eigenvectors=False, maxiter=100 * n, tol=1e-10)
     return float(np.abs(found).max())
 
 
@@ -153,19 +151,43 @@ def _completed(rows: np.ndarray, columns: np.ndarray, off_diagonal: np.ndarray, 
 
 def _laplacian_ends(graph: Graph) -> tuple[float, float]:
     """The smallest positive and the largest eigenvalue of a connected graph's Laplacian."""
-    import scipy.sparse.linalg
+    import scipy.sparse
 
-    linalg: Any = scipy.sparse.linalg
     matrix = (scipy.sparse.diags(graph.degrees.astype(float)) - graph.adjacency.astype(float)).tocsr()
-    n = graph.agents
-    if n <= DENSE:
+    if graph.agents <= DENSE:
         found = np.linalg.eigvalsh(matrix.toarray())
         return float(found[1]), float(found[-1])
-    start = np.random.default_rng(0).standard_normal(n)
-    largest = float(linalg.eigsh(matrix, k=1, which="LM", v0=start, return_eigenvectors=False)[0])
+    return _ends(matrix)
+
+
+def _ends(matrix: Any) -> tuple[float, float]:
+    """The smallest and the largest eigenvalue, but for that of the mean, of a symmetric matrix whose rows all have one sum.
+
+    Lanczos' recursion, never started over: on meshes, whose ends are crowded, a basis of fixed size needs far more steps. Without a basis
+    to keep orthogonal it finds eigenvalues several times, but none at the ends that isn't there. Source: Golub and Van Loan, sec. 10.3.
+    """
+    from scipy.linalg import eigh_tridiagonal
+
+    n = matrix.shape[0]
+    bound = float(abs(matrix).sum(1).max())
     ones = np.full(n, 1.0 / np.sqrt(n))
-    # turned upside down, with the mean's eigenvalue 0 moved out of the way
-    turned = linalg.LinearOperator(
-        (n, n), matvec=lambda x: largest * (x - ones * (ones @ x.ravel())) - matrix @ x, dtype=np.float64
-    )
-    return largest - float(linalg.eigsh(turned, k=1, which="LA", v0=start, return_eigenvectors=False, maxiter=100 * n)[0]), largest
+    x, before, beta = np.random.default_rng(0).standard_normal(n), np.zeros(n), 0.0
+    x -= ones * (ones @ x)
+    x /= np.linalg.norm(x)
+    diagonal, beside, look = [], [], 50
+    while len(diagonal) < 20 * n:
+        y = matrix @ x - beta * before
+        diagonal.append(float(x @ y))
+        y -= diagonal[-1] * x
+        y -= ones * (ones @ y)  # or rounding would bring them back
+        beta = float(np.linalg.norm(y))
+        last = len(diagonal) - 1
+        if beta <= PRECISION * bound or last + 1 >= look:
+            pairs = [eigh_tridiagonal(diagonal, beside, select="i", select_range=(k, k)) for k in (0, last)]
+            # by so much an eigenvalue is off at most
+            if beta * max(abs(float(vector[-1, 0])) for _, vector in pairs) <= PRECISION * bound:
+                return float(pairs[0][0][0]), float(pairs[1][0][0])
+            look += look // 4
+        beside.append(beta)
+        x, before = y / beta, x
+    raise RuntimeError(f"the eigenvalues of a matrix of {n} agents aren't found in {20 * n} steps")

@@ -16,7 +16,7 @@ import torch
 
 from marl_hpc import mixing, topology
 from marl_hpc.comm import compiled
-from marl_hpc.comm.exchange_plan import ExchangePlan
+from marl_hpc.comm.exchange_plan import Crossing, ExchangePlan
 from marl_hpc.comm.graphs import GraphExchange, Messages, discounted
 from marl_hpc.comm.neighbors import choose_transport
 from marl_hpc.comm.shared_memory import SharedMemory
@@ -27,6 +27,11 @@ from marl_hpc.types import EnvSpec, GroupSpec, InterfaceSpec
 
 TRANSPORTS = {"shared_memory": SharedMemory, "all_to_all": AllToAll, "point_to_point": PointToPoint}
 LEAST_REWARD = 0.01  # farther rewards count less than this
+UNEVEN = 1e-6  # columns of weights sum to one, but for rounding
+EVEN_DIRECTED = (
+    "take a directed graph whose agents read, and are read by, equally many, such as topology=exponential, or an undirected one: push-sum, "
+    "which needs neither, is in the library (marl_hpc.comm.neighbors.push_sum) and not in runs"
+)
 
 
 class Neighborhoods:
@@ -40,16 +45,30 @@ class Neighborhoods:
             )
         self.section, self.group = section, group
         self.graphs = graphs_of(section, spec, group)
-        self.partition: Partition = partition(topology.union(self.graphs), ranks, section.partition)
-        self.ranks, self.transport = ranks, "none"
+        self.union = topology.union(self.graphs)
+        self.partition: Partition = partition(self.union, ranks, section.partition)
+        self.ranks = ranks
+        self.transport: str | None = None  # none is chosen yet
 
     @cached_property
     def weights(self) -> list[Any]:
-        """W of each of the graphs that are used in turn, SciPy CSR [N, N]."""
+        """W of each of the graphs that are used in turn, SciPy CSR [N, N]; where agents average nothing, one that says who reads whom."""
+        if self.section.mix == "none":
+            return [mixing.uniform(self.union)]
+        asked = f"topology.weights={self.section.weights} for topology={self.section.name}"
         try:
-            return [getattr(mixing, self.section.weights)(graph) for graph in self.graphs]
+            found = [getattr(mixing, self.section.weights)(graph) for graph in self.graphs]
         except ValueError as error:
-            raise ConfigError(f"topology.weights={self.section.weights} for topology={self.section.name}: {error}") from error
+            raise ConfigError(f"{asked}: {error}") from error
+        for weights, graph in zip(found, self.graphs, strict=True):
+            columns = np.asarray(weights.sum(0)).ravel()
+            if np.abs(columns - 1).max() > UNEVEN:
+                raise ConfigError(
+                    f"{asked}: agents would agree on a mean that counts some more than others, since the weights of one that is read sum to "
+                    f"{columns.min():.3g} to {columns.max():.3g} instead of 1 (agents read {graph.degrees.min()} to {graph.degrees.max()} "
+                    f"others); {EVEN_DIRECTED if graph.directed else 'take topology.weights=metropolis_hastings'}"
+                )
+        return found
 
     @cached_property
     def reward_weights(self) -> Any:
@@ -58,11 +77,16 @@ class Neighborhoods:
         if not discount:
             return None
         hops = self.section.reward_hops or max(1, math.floor(math.log(LEAST_REWARD) / math.log(discount)))
-        return discounted(topology.union(self.graphs).adjacency, discount, hops)
+        return discounted(self.union.adjacency, discount, hops)
+
+    @cached_property
+    def order(self) -> np.ndarray:
+        """All agents, rank by rank, in the order of rows: that of `ExchangePlan.in_turn`."""
+        return Crossing.of(self.union.adjacency, self.partition.owners).order(self.partition.owners)
 
     def agents(self, rank: int) -> np.ndarray:
         """The numbers of a rank's agents, in the order of its rows."""
-        return ExchangePlan(self.weights[0], self.partition.owners, rank).agents
+        return self.order[self.partition.owners[self.order] == rank]
 
     def part(self, interface: InterfaceSpec, rank: int) -> InterfaceSpec:
         """What a rank trains of the interface."""
@@ -75,35 +99,50 @@ class Neighborhoods:
     def exchange(self, rank: int, device: torch.device, deadline_s: float) -> GraphExchange:
         """What a rank's agents exchange by; all ranks call it alike."""
         owners = self.partition.owners
-        plans = [ExchangePlan(weights, owners, rank) for weights in self.weights]
+        plans = ExchangePlan.in_turn(self.weights, owners, rank)
         rewards = None if self.reward_weights is None else ExchangePlan(self.reward_weights, owners, rank)
         name = self.section.transport
         check_kernel(self.section, device)
-        if self.ranks == 1 or name == "auto":
-            transport = choose_transport(plans[0], device, deadline_s=deadline_s)
+        exchanged = rewards if self.section.mix == "none" else plans[0]
+        if self.ranks == 1 or exchanged is None:
+            transport = Nobody()
+        elif name == "auto":
+            transport = choose_transport(exchanged, device, deadline_s=deadline_s)
         else:
             transport = TRANSPORTS[name](None, deadline_s)
         self.transport = transport.name
-        return GraphExchange(plans[0].agents, plans, rewards, transport, self.section.rounds, self.section.kernel)
+        return GraphExchange(self.agents(rank), plans, rewards, transport, self.section.rounds, self.section.kernel)
 
     def messages(self, rank: int, group: Any, deadline_s: float, hops: int = 1) -> Messages:
         """What a rank's agents hear others by that are at most so many hops away, among the ranks of a process group; of graphs that are
         used in turn, an edge of any is a hop."""
         transport = Nobody() if self.ranks == 1 else PointToPoint(group, deadline_s)
-        adjacency = topology.within(topology.union(self.graphs), hops).adjacency
+        adjacency = topology.within(self.union, hops).adjacency
         return Messages(adjacency, self.partition.owners, rank, transport, self.agents(rank))
 
     def describe(self) -> str:
-        """What a person wants to know of it."""
-        edges = topology.union(self.graphs).adjacency.nnz
-        return f"{len(self.group.agents):,} agents on {self.section.name} ({edges:,} directed edges); {self.partition}; transport: {self.transport}, kernel: {self.section.kernel}"
+        """What a person wants to know of it; without the transport while none is chosen."""
+        chosen = "" if self.transport is None else f"transport: {self.transport}, "
+        return (
+            f"{len(self.group.agents):,} agents on {self.section.name} ({self.union.adjacency.nnz:,} directed edges); {self.partition}; "
+            f"{chosen}kernel: {self.section.kernel}"
+        )
+
+    def record(self) -> dict[str, Any]:
+        """The same as plain data."""
+        cut = self.partition
+        return {
+            "topology": self.section.name, "agents": len(self.group.agents), "edges": cut.edges, "learners": self.ranks, "partition": cut.name,
+            "edges_cut": cut.cut, "halo_rows": int(cut.halo.sum()), "transport": self.transport, "kernel": self.section.kernel,
+        }  # fmt: skip
 
 
-def check_graph(section: Topology, spec: EnvSpec, group: GroupSpec, ranks: int) -> None:
-    """Raise ConfigError where a group can't be on this topology, before ranks start."""
+def check_graph(section: Topology, spec: EnvSpec, group: GroupSpec, ranks: int) -> Neighborhoods:
+    """The neighborhoods of a group on this topology. Raises ConfigError where they can't be, before ranks start."""
     around = Neighborhoods(section, spec, group, ranks)
     assert around.weights
     check_kernel(section)
+    return around
 
 
 def check_kernel(section: Topology, device: torch.device | None = None) -> None:

@@ -19,6 +19,7 @@ class Progress:
         self.last_plain = 0.0
         self.last: Any = None
         self.faults: set[str] = set()
+        self.graphs: set[str] = set()
         self.line_open = False
         self.say(f"run folder: {run_dir}\n{layout}")
 
@@ -31,6 +32,7 @@ class Progress:
 
     def show(self) -> None:
         """Called each second."""
+        self.show_graphs()
         for key, text in self.store.scan("fault/").items():
             if key not in self.faults:
                 self.faults.add(key)
@@ -46,7 +48,15 @@ class Progress:
             self.last, self.last_plain = record, time.monotonic()
             self.say(self.format(record))
 
+    def show_graphs(self) -> None:
+        """What learners say of the graphs of networked agents, once their transports are chosen; the same after a restart isn't said again."""
+        for record in self.store.scan("graph/").values():
+            if record["text"] not in self.graphs:
+                self.graphs.add(record["text"])
+                self.say(record["text"])
+
     def close(self) -> None:
+        self.show_graphs()  # a short run's
         record = self.store.get("progress")
         if record is not None and (record != self.last or self.terminal):
             self.say(self.format(record))

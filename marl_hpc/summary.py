@@ -35,6 +35,11 @@ def describe(
     if status == "stopped" and (abandoned or "lost" in outcome):
         where = f"it goes on from {saved[0].name}" if saved else "it starts again from the beginning"
         reason = f"{reason}, but {abandoned}; {where}" if abandoned else f"{reason}; {where}"
+    # of networked agents: how many edges and rows cross learners, by which transport
+    graphs = {
+        key.partition("/")[2]: {name: x for name, x in record.items() if name != "text"}
+        for key, record in store.scan("graph/").items()
+    }
     reached = {k: getattr(saved[1], k) for k in ("env_steps", "agent_steps", "learner_steps", "wall_s")} if saved else {}
     return {
         "status": status,
@@ -50,6 +55,7 @@ def describe(
             for rank, (role, host, device) in enumerate(zip(job["roles"], hosts, job["devices"], strict=False))
         ],
         "time_split": {key.partition("/")[2]: value for key, value in store.scan("time/").items()},
+        **({"graphs": graphs} if graphs else {}),
         "faults": [value for _, value in sorted(store.scan("fault/").items())],
     }  # fmt: skip
 

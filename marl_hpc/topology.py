@@ -99,6 +99,8 @@ def ring(n: int) -> Graph:
 
 def grid(rows: int, columns: int) -> Graph:
     """Neighbors up, down, left and right, in row-major order."""
+    if rows < 1 or columns < 1:
+        raise ValueError(f"a grid is rows × columns, both 1 or more; got {rows} × {columns}")
     places = np.arange(_counted(rows * columns, 2, "a grid")).reshape(rows, columns)
     across = np.stack([places[:, :-1].ravel(), places[:, 1:].ravel()], 1)
     down = np.stack([places[:-1].ravel(), places[1:].ravel()], 1)
@@ -106,8 +108,13 @@ def grid(rows: int, columns: int) -> Graph:
 
 
 def torus(rows: int, columns: int) -> Graph:
-    """A grid whose borders meet."""
-    places = np.arange(_counted(rows * columns, 2, "a torus")).reshape(rows, columns)
+    """A grid whose borders meet. With two rows those above and below are the same agent, and neighbors once."""
+    if rows < 2 or columns < 2:
+        raise ValueError(
+            f"a torus is rows × columns, both 2 or more (3 or more for four neighbors each); got {rows} × {columns}: take a ring, or "
+            "another number of agents, since a prime one is a single row"
+        )
+    places = np.arange(rows * columns).reshape(rows, columns)
     pairs = [np.stack([places.ravel(), np.roll(places, -1, axis).ravel()], 1) for axis in (0, 1)]
     return from_edges(np.concatenate(pairs), rows * columns)
 

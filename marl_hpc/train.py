@@ -203,6 +203,15 @@ def evaluate_run(run_dir: Path, options: list[str]) -> str:
     return json.dumps({**record, **known, "environment": batch.spec.version}, indent=1)
 
 
+def graph_lines(config: Config, learners: int) -> list[str]:
+    """A line for each graph of networked agents: who would have how many of them, and how much crosses learners."""
+    env = make_env(config, 1)
+    stacked = [plan.interface for plan in paradigms.plan(config, env.spec) if plan.interface.stacked]
+    graphs = [check_graph(config.topology, env.spec, interface.groups[0], learners) for interface in stacked]
+    env.close()
+    return [f"{interface.name}: {graph.describe()}" for interface, graph in zip(stacked, graphs, strict=True)]
+
+
 def check_replay(config: Config, plans: list[paradigms.Plan]) -> None:
     """Options of replay need an interface that has some."""
     if any(plan.algorithm.replay(plan.options, plan.interface) for plan in plans):

@@ -20,11 +20,14 @@ from marl_hpc.agents.interface import AgentInterface
 from marl_hpc.policies import Part, export_policy
 from marl_hpc.types import Exchange
 
+TINY = 1e-24  # what is divided by is no less
+
 
 class Neighbors(Exchange, Protocol):
     """How this rank's n agents reach their neighbors, on whatever ranks those are; see `marl_hpc.comm.graphs`."""
 
     agents: np.ndarray  # [n] their numbers among all
+    everyone: int  # how many those are
     parts: int  # ranks that all agents are divided among
 
     def mix(self, rows: Tensor) -> None:
@@ -39,6 +42,14 @@ class Neighbors(Exchange, Protocol):
         """Each agent's reward [..., n] with its neighborhood's, as far as agents care for those."""
         ...
 
+    def total_(self, tensor: Tensor) -> None:
+        """Sum over all ranks, in place: for metrics."""
+        ...
+
+    def traffic(self) -> dict[str, float]:
+        """What this rank has sent since the last call: `bytes`, `messages`, and how many `ranks` read it."""
+        ...
+
 
 class NetworkedAgent(AgentInterface):
     exchange: Neighbors
@@ -49,7 +60,7 @@ class NetworkedAgent(AgentInterface):
         self.blocks = [block.view(count, -1) for block in self.parameters.values.detach().split(self.parameters.sizes)]
         skipped = {"all": 0, "critic": len(self.interface.policies), "none": len(self.blocks)}[self.interface.mix]
         self.mixed = self.blocks[skipped:]
-        self.moved: Tensor | None = None
+        self.moved: Tensor | None = None  # squares of how far a batch's first mixing moved agents, and of where they were
         self.wrong = ""
         statistics = getattr(self.algorithm, "values", None)
         if statistics is not None and self.mixed:  # critics that are averaged have to speak in one unit
@@ -88,11 +99,14 @@ class NetworkedAgent(AgentInterface):
         """A step of each agent's own, then one of mixing."""
         super().update()
         self.exchange.turn_to(self.updates)
+        first, moved = self.moved is None, self.parameters.values.new_zeros(2, dtype=torch.float64)
         for block in self.mixed:
-            before = block.clone() if self.moved is None else None
+            before = block.clone() if first else None
             self.exchange.mix(block)
             if before is not None:
-                self.moved = (block - before).norm() / before.norm().clamp_min(1e-12)
+                moved += torch.stack([squares(block - before), squares(before)])
+        if first:
+            self.moved = moved
 
     def export(self, name: str, path: Path, version: int) -> None:
         """As `AgentInterface.export`; of a part of the agents, with their places among all."""
@@ -153,25 +167,49 @@ class NetworkedAgent(AgentInterface):
         return x.movedim(0, -1).contiguous() if x.dim() > 0 and len(x) == n else x
 
     def mix_moments(self, moments: Tensor) -> Tensor:
-        """Statistics [K, n] of values, mixed as their critics are."""
+        """Statistics [K, n] of values, mixed as often as their critics will be in this batch, and by the same graphs: statistics that
+        agree more slowly than critics would have these averaged in different units."""
         rows = moments.T.contiguous()
-        self.exchange.mix(rows)
+        for step in range(self.updates, self.updates + self.algorithm.batch_steps):
+            self.exchange.turn_to(step + 1)
+            self.exchange.mix(rows)
+        self.exchange.turn_to(self.updates)
         return rows.T.contiguous()
 
     def learn(self, *arguments: Any, **options: Any) -> dict[str, float]:
-        """As `AgentInterface.learn`; `consensus/distance` says how far a first mixing moved agents, relative to their parameters, and
-        `consensus/error` how far this rank's are from their mean after the last one, relative to that mean."""
-        self.moved = None if self.mixed else torch.zeros(())
+        """As `AgentInterface.learn`, with metrics of the whole graph, `consensus/distance` and `consensus/error`: see `consensus`; and of
+        what this learner sent for the batch, parameters, statistics and rewards: `exchange/bytes`, `exchange/messages`, `exchange/ranks`,
+        see `marl_hpc.comm.graphs`. What agents that talk tell each other isn't in it."""
+        self.moved = None
         self.wrong = ""
         metrics = super().learn(*arguments, **options)
+        metrics |= {f"exchange/{name}": x for name, x in self.exchange.traffic().items()}
+        if self.mixed and self.moved is not None:
+            metrics |= self.consensus(self.moved)
         if self.wrong:
             raise FloatingPointError(self.wrong)
-        if not self.mixed or self.moved is None:
-            return metrics
-        means = [block.mean(0) for block in self.mixed]
-        apart = torch.stack([(block - mean).norm() for block, mean in zip(self.mixed, means, strict=True)]).norm()
-        size = torch.stack([mean.norm() for mean in means]).norm() * len(self.interface.agents) ** 0.5
-        return metrics | {"consensus/distance": float(self.moved), "consensus/error": float(apart / size.clamp_min(1e-12))}
+        return metrics
+
+    @torch.no_grad()
+    def consensus(self, moved: Tensor) -> dict[str, float]:
+        """`consensus/distance`: how far a batch's first mixing moved what agents mix, relative to that; `consensus/error`: how far it is
+        from the mean over agents after the last one, relative to that mean. Of all agents of the graph, on whatever ranks they are: a
+        sum over all learners, as long as what an agent mixes, once a batch. It is for people to see; learning doesn't need it."""
+        mean = torch.cat([block.sum(0, dtype=torch.float64) for block in self.mixed])
+        self.exchange.total_(mean)
+        mean /= self.exchange.everyone
+        parts = mean.split([block.shape[1] for block in self.mixed])
+        apart = torch.stack([squares(block - part.to(block)) for block, part in zip(self.mixed, parts, strict=True)]).sum()
+        sums = torch.cat([moved, apart[None]])
+        self.exchange.total_(sums)
+        size = squares(mean) * self.exchange.everyone
+        distance, error = (sums[0] / sums[1].clamp_min(TINY)).sqrt(), (sums[2] / size.clamp_min(TINY)).sqrt()
+        return {"consensus/distance": float(distance), "consensus/error": float(error)}
+
+
+def squares(x: Tensor) -> Tensor:
+    """The sum of squares, in float64."""
+    return torch.linalg.vector_norm(x, dtype=torch.float64).square()
 
 
 def encoded(names: Sequence[str]) -> Tensor:

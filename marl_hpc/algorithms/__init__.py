@@ -2,8 +2,9 @@
 
 An algorithm is a class with a `Config` dataclass and the methods of `Algorithm` below. It may have more: `annealing(updates)`, the share
 of each part's learning rate that the next gradient step takes, after so many; and for paradigm=networked `networked = True`, with what
-its critics see there: `critic_sees` (own | state) and `sees_joint_actions` (of discrete agents only); and `modes = True` where agents act in
-one of two ways by episode, with `reservoir`, the `ReservoirConfig` of what it imitates. Sums that have to run over all
+its critics see there: `critic_sees` (own | state) and `sees_joint_actions` (of discrete agents only), and, where its critics learn in
+units of a `ValueNormalizer`, that one as `values` and a batch's gradient steps as `batch_steps`: statistics are averaged as often as critics;
+and `modes = True` where agents act in one of two ways by episode, with `reservoir`, the `ReservoirConfig` of what it imitates. Sums that have to run over all
 replicas of a learner go through the `exchange` it is given; alone, that adds nothing.
 """
 

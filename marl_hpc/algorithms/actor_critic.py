@@ -77,6 +77,11 @@ class ActorCritic:
         self.values = ValueNormalizer(agents=len(interface.agents) if interface.stacked else None)
         self.critic_memory: Tensor | None = None  # [B, N, H] after the last batch: its copies go on in the next
 
+    @property
+    def batch_steps(self) -> int:
+        """Gradient steps of a batch."""
+        return self.epochs * self.splits
+
     def build_critic(self, network: dict[str, Any], seeds: Iterator[int]) -> Any:
         return Critic(self.interface, network, seeds, self.config.critic == "shared")
 

@@ -11,11 +11,13 @@ from typing import Any
 
 import numpy as np
 import torch
+import torch.distributed as dist
 from torch import Tensor
 
+from marl_hpc.comm.collectives import losing
 from marl_hpc.comm.exchange_plan import ExchangePlan
 from marl_hpc.comm.neighbors import neighbor_allreduce, neighbor_gather
-from marl_hpc.comm.transports import Nobody, PointToPoint, Transport
+from marl_hpc.comm.transports import AllToAll, Nobody, PointToPoint, SharedMemory, Transport
 from marl_hpc.messages import LocalMessages, neighbor_table
 
 
@@ -35,12 +37,26 @@ class GraphExchange:
     ) -> None:
         """`agents` [n]: their numbers, in the order of rows. `mixing`: plans that are used in turn, `rounds` of them a step; `rewards`: that of each agent's reward; `kernel`: see `neighbor_allreduce`."""
         self.agents, self.transport, self.rounds, self.kernel, self.step = agents, transport, rounds, kernel, 0
-        self.parts = len(mixing[0].counts)
+        self.parts, self.everyone = len(mixing[0].counts), len(mixing[0].owners)
         self.mixing = [(plan, order_of(agents, plan)) for plan in mixing]
         self.reward = None if rewards is None else (rewards, order_of(agents, rewards))
+        self.bytes, self.messages, self.readers = 0, 0, set[int]()  # sent since somebody asked
 
     def sum_(self, tensor: Tensor) -> None:
         """Nothing is summed over all: agents have statistics of their own."""
+
+    def total_(self, tensor: Tensor) -> None:
+        """Sum over all ranks, in place; for metrics, agents learn from what neighbors hold only."""
+        if self.parts > 1:
+            with losing("another learner"):
+                dist.all_reduce(tensor)
+
+    def traffic(self) -> dict[str, float]:
+        """What this rank sent since the last call: `bytes` of rows that others need, counted once for each rank that reads them, in shared
+        memory, too, where they are read in place; `messages`, none in shared memory; `ranks` that read some."""
+        sent = {"bytes": float(self.bytes), "messages": float(self.messages), "ranks": float(len(self.readers))}
+        self.bytes, self.messages, self.readers = 0, 0, set()
+        return sent
 
     def mix(self, rows: Tensor) -> None:
         for i in range(self.rounds):
@@ -58,6 +74,9 @@ class GraphExchange:
         return rows.view(reward.shape[-1], *reward.shape[:-1]).movedim(0, -1).contiguous()
 
     def _exchange(self, rows: Tensor, plan: ExchangePlan, order: tuple[Tensor, Tensor] | None, out: Tensor) -> None:
+        self.bytes += plan.traffic.bytes_sent(rows[:1].numel() * rows.element_size())
+        self.messages += messages_of(self.transport, plan)
+        self.readers |= plan.sends.keys()
         if order is None:
             neighbor_allreduce(rows, plan, transport=self.transport, out=out, kernel=self.kernel)
         else:
@@ -95,6 +114,13 @@ class Messages(LocalMessages):
         there, back = self.order = (self.order[0].to(x.device), self.order[1].to(x.device))  # once: `to` leaves what is there
         rows = neighbor_gather(x[there], self.plan, self.transport)
         return torch.cat([rows[: len(x)][back], rows[len(x) :]])
+
+
+def messages_of(transport: Transport, plan: ExchangePlan) -> int:
+    """That a rank sends in one exchange."""
+    if isinstance(transport, SharedMemory | Nobody):
+        return 0
+    return len(plan.counts) - 1 if isinstance(transport, AllToAll) else plan.traffic.messages  # all to all: empty ones, too
 
 
 def order_of(agents: np.ndarray, plan: ExchangePlan) -> tuple[Tensor, Tensor] | None:

@@ -140,9 +140,9 @@ class Learner:
         for said, other in self.world.gather(f"metrics/{k}", [failed, metrics]):
             wrong.append(said)
             told.append(other)
-        # of agents that are divided among learners each tells of its own, about as many
         metrics = {
-            name: fmean(other[name] for other in told if name in other) for name in dict.fromkeys(n for o in told for n in o)
+            name: combined(name, [other[name] for other in told if name in other])
+            for name in dict.fromkeys(n for o in told for n in o)
         }
         if any(wrong):
             for (agent, _, _), state in zip(self.replicas, before, strict=True):
@@ -270,6 +270,18 @@ def export(run_dir: Path, agent: AgentInterface, version: int) -> None:
         aside = path.with_suffix(".tmp")
         agent.export(name, aside, version)
         aside.replace(path)
+
+
+def combined(name: str, told: list[float]) -> float:
+    """One number of several learners': all that was sent, the most ranks that one sent to; else a mean, since of agents that are divided
+    among learners each tells of its own, about as many.
+
+    >>> combined("exchange/bytes", [8.0, 4.0]), combined("exchange/a/ranks", [1.0, 2.0]), combined("loss/value", [1.0, 2.0])
+    (12.0, 2.0, 1.5)
+    """
+    if name.startswith("exchange/"):
+        return max(told) if name.endswith("/ranks") else sum(told)
+    return fmean(told)
 
 
 def prefixed(metrics: dict[str, float], interface: str) -> dict[str, float]:

@@ -3,6 +3,7 @@
 import json
 import os
 import signal
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -37,6 +38,14 @@ def returned(run_dir: Path) -> float:
     return json.loads((run_dir / "summary.json").read_text())["evaluate"]["return_mean"]
 
 
+def said(run_dir: Path, *names: str) -> np.ndarray:
+    """[batches, names], of metrics.jsonl."""
+    lines = [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
+    return np.array([[line[name] for name in names] for line in lines if names[0] in line])
+
+
+CONSENSUS = ("consensus/error", "consensus/distance")
+EXCHANGE = ("exchange/bytes", "exchange/messages", "exchange/ranks")
 TELLING = ("algorithm.gru=8", "algorithm.chunk=10", "algorithm.messages=neurcomm")
 KINDS = {
     "consensus critics": (), "all, over a ring, for neighbors' rewards": TALKATIVE, "agents that talk": TELLING,
@@ -55,10 +64,41 @@ def test_agents_divided_over_two_learners_and_two_workers_learn_the_same(tmp_pat
     assert len(list((divided / "policies").glob("*.safetensors"))) == 2  # no rank has all of them
     assert (rows(divided) - rows(alone)).abs().max() < 1e-9
     np.testing.assert_allclose(returned(divided), returned(alone), rtol=1e-9)
+    np.testing.assert_allclose(said(divided, *CONSENSUS), said(alone, *CONSENSUS), rtol=1e-6)
+    assert (said(alone, *EXCHANGE) == 0).all()
+    sent = said(divided, *EXCHANGE)
+    assert (sent[:, 0] > 0).all()
+    assert (sent[:, 1:] == [0, 1]).all()  # in shared memory, each to the other
     observation = np.linspace(-1, 1, 5)
     for agent in () if overrides == TELLING else ("agent_0", "agent_7"):
         actions = {marl_hpc.load_policy(run_dir, agent).act(observation) for run_dir in (alone, divided)}
         assert len(actions) == 1
+
+
+def test_metrics_of_a_graph_are_of_all_its_agents_with_one_on_each_learner(tmp_path):
+    """None is apart from those of its own rank; messages are all learners'."""
+    three = ("env.vehicles=3", "topology.mix=all", "budget.env_steps=400")
+    divided = ("roles.learner=3", "roles.rollout=3", "topology.transport=point_to_point")
+    for name, layout in {"inline": ("world=inline",), "three": divided}.items():
+        printed = program.run(program.train(tmp_path / name, *RUN, *three, *layout), cwd=tmp_path)
+    line = "shared: 3 agents on environment (4 directed edges); 3 ranks with 1 agents each (keep): 100.0 % of edges cross ranks"
+    assert printed.count(line) == 1
+    assert "transport: point-to-point, kernel: torch" in printed
+    assert json.loads((tmp_path / "three" / "summary.json").read_text())["graphs"] == {
+        "shared": {
+            "topology": "environment", "agents": 3, "edges": 4, "learners": 3, "partition": "keep", "edges_cut": 4, "halo_rows": 4,
+            "transport": "point-to-point", "kernel": "torch",
+        }
+    }  # fmt: skip
+    inline = said(tmp_path / "inline", *CONSENSUS)
+    assert (inline > 0).all()
+    np.testing.assert_allclose(said(tmp_path / "three", *CONSENSUS), inline, rtol=1e-6)
+    # four gradient steps mix parameters and the statistics of values; on the line of vehicles the middle one tells two
+    assert (said(tmp_path / "three", "exchange/ranks") == 2).all()
+    messages = said(tmp_path / "three", "exchange/messages")
+    assert (messages == messages[0]).all()
+    assert messages[0] > 0
+    assert messages[0] % (4 * (1 + 2 + 1)) == 0
 
 
 def test_a_run_goes_on_alike_however_its_agents_are_divided_from_then_on(tmp_path):
@@ -96,6 +136,16 @@ def test_independent_agents_on_a_graph_are_untouched_by_it(tmp_path):
     assert torch.equal(rows(ring), rows(line))
 
 
+def test_a_plan_says_how_much_of_a_graph_would_cross_ranks_and_makes_no_run(tmp_path):
+    plan = [sys.executable, "-m", "marl_hpc", "plan", "env=networked/cacc", "paradigm=networked", "roles.learner=2"]
+    said = program.run(plan, cwd=tmp_path)
+    assert "2  rollout/0" in said
+    assert "2 ranks with 4 agents each (keep): 14.3 % of edges cross ranks, 2 rows do (25.0 % of all); kernel: torch" in said
+    refused = program.run([*plan, "topology=star", "topology.weights=uniform"], cwd=tmp_path, code=2)
+    assert "take topology.weights=metropolis_hastings" in refused
+    assert not list(tmp_path.glob("runs"))
+
+
 def test_learners_without_whole_teams_of_workers_are_refused(tmp_path):
     said = program.run(program.train(tmp_path / "run", *RUN, "roles.learner=2", "roles.rollout=3"), cwd=tmp_path, code=2)
     assert "set roles.rollout to a multiple of 2" in said
@@ -117,6 +167,8 @@ def test_a_kernel_that_no_compiler_makes_is_refused_before_ranks_start(tmp_path)
         (("sync=asp",), "leave sync out"),
         (("paradigm=independent", "topology=ring"), "needs paradigm=networked"),
         (("topology=exponential", "topology.weights=metropolis_hastings"), "topology.weights"),
+        (("topology=star", "topology.weights=uniform"), "take topology.weights=metropolis_hastings"),
+        (("topology.mix=none", "topology.kernel=compiled"), "topology.kernel=compiled is about topology.mix=critic or all"),
         (("world=processes", "roles.learner=9", "roles.rollout=9"), "set roles.learner lower"),
     ],
 )

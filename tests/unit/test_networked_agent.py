@@ -99,15 +99,73 @@ def test_a_step_of_mixing_multiplies_what_is_shared_by_w(mix, mixed, rounds):
         torch.testing.assert_close(block.mean(0), old.mean(0))
 
 
-def test_critics_that_are_averaged_share_the_statistics_they_are_normalized_by():
-    agent, weights = networked(interface_of(mix="critic"), "a2c")
+@pytest.mark.parametrize(
+    ("algorithm", "options", "steps"), [("a2c", {}, 1), ("ppo", {"epochs": 2, "minibatches": 3, "max_grad_norm": 1e-9}, 6)]
+)
+@pytest.mark.parametrize("rounds", [1, 2])
+def test_statistics_of_critics_that_are_averaged_are_averaged_as_often(algorithm, options, steps, rounds):
+    agent, weights = networked(interface_of(mix="critic"), algorithm, rounds=rounds, **options)
     batch = batch_of(agent.interface, T, B)
     batch["all/reward"] = batch["all/reward"] + 10.0 * torch.arange(N)
-    alone, _ = networked(interface_of(mix="none"), "a2c")
+    alone, _ = networked(interface_of(mix="none"), algorithm, **options)
     learn(agent, batch, 1)
     learn(alone, batch, 1)
-    torch.testing.assert_close(agent.algorithm.values.moments, alone.algorithm.values.moments @ torch.from_numpy(weights).T)
+    times = torch.from_numpy(np.linalg.matrix_power(weights, steps * rounds))
+    torch.testing.assert_close(agent.algorithm.values.moments, alone.algorithm.values.moments @ times.T)
     assert alone.algorithm.values.mean_std[0].diff().min() > 1  # each by its own rewards, where nothing is shared
+
+
+def test_statistics_are_averaged_over_the_graphs_that_critics_will_be():
+    kind, config = algorithms.configure({"name": "ppo", "hidden": [8], "epochs": 1, "minibatches": 4, "lr": 1e-12})
+    dense = [mixing.uniform(graph).toarray() for graph in topology.one_peer_exponential(8)]
+    plans = [ExchangePlan(mixing.uniform(graph), np.zeros(8, int), 0) for graph in topology.one_peer_exponential(8)]
+    exchange = GraphExchange(np.arange(8), plans, None, Nobody())
+    interface = interface_of(mix="all", agents=8)
+    agent = NetworkedAgent(kind, config, interface, exchange, device=torch.device("cpu"), dtype=torch.float64, seed=1)
+    agent.updates = 2  # in the middle of a turn
+    for block in agent.blocks:
+        block.copy_(torch.randn(block.shape, generator=torch.Generator().manual_seed(0), dtype=torch.float64))
+    before, own = [block.clone() for block in agent.blocks], torch.rand(3, 8, dtype=torch.float64)
+    moments = agent.mix_moments(own)
+    learn(agent, batch_of(interface, T, B), 1)
+    product = torch.from_numpy(np.linalg.multi_dot([dense[step % 3] for step in (6, 5, 4, 3)]))
+    for block, old in zip(agent.blocks, before, strict=True):
+        torch.testing.assert_close(block, product @ old, rtol=0, atol=1e-9)
+    torch.testing.assert_close(moments, own @ product.T)
+
+
+def test_critics_of_agents_with_unlike_rewards_agree_in_units_of_reward():
+    n, copies = 8, 8
+    options = {"gamma": 0.0, "epochs": 4, "minibatches": 4, "lr": 1e-2, "lr_steps": 35}  # falls, so that what is left is mixing
+    agent, _ = networked(interface_of(mix="critic", agents=n), "ppo", graph=topology.grid(1, n), **options)
+    for k in range(50):
+        batch = batch_of(agent.interface, 4, copies, seed=k)
+        batch["all/reward"] = batch["all/reward"] * torch.linspace(0.1, 2, n) + torch.linspace(0, 10, n)
+        agent.learn(batch, torch.arange(copies), total=copies, seed=k, env_steps=k)
+    seen = torch.randn(7, 1, 1, 4, generator=torch.Generator().manual_seed(0), dtype=torch.float64).expand(7, 1, n, 4)
+    batch = {
+        "all/observation": seen,
+        "all/active": torch.ones(7, 1, n, dtype=torch.bool),
+        "first": torch.ones(7, 1, dtype=torch.bool),
+    }
+    with torch.no_grad():
+        values = agent.algorithm.values.denormalize(agent.algorithm.critic.unroll(batch, None)[0])
+    assert (values.amax(-1) - values.amin(-1)).max() < 0.6  # of the same observation, where rewards are up to 10 apart
+    assert float(values.mean()) == pytest.approx(5, abs=0.6)
+
+
+def test_what_mixing_moved_is_said_of_all_that_is_mixed():
+    agent, weights = networked(interface_of(mix="all"))
+    for k, block in enumerate(agent.blocks):
+        block.copy_(10.0**k * torch.randn(block.shape, generator=torch.Generator().manual_seed(k), dtype=torch.float64))
+    before = torch.cat(agent.blocks, 1).numpy().copy()
+    agent.parameters.message.zero_()  # so that Adam stands still
+    agent.update()
+    found = agent.consensus(agent.moved)
+    assert found["consensus/distance"] == pytest.approx(np.linalg.norm(weights @ before - before) / np.linalg.norm(before))
+    after = weights @ before
+    apart = np.sqrt(((after - after.mean(0)) ** 2).sum(1).mean()) / np.linalg.norm(after.mean(0))
+    assert found["consensus/error"] == pytest.approx(apart)
 
 
 def test_agents_that_care_for_neighbors_are_rewarded_for_them():

@@ -1,5 +1,8 @@
 """Graphs and mixing weights, against closed forms and dense linear algebra."""
 
+import time
+
+import networkx
 import numpy as np
 import pytest
 import scipy.sparse as sp
@@ -98,16 +101,16 @@ def test_wrong_edges_are_refused(edges, said):
 
 
 def test_graphs_of_networkx_and_adjacency_matrices_are_the_same():
-    class Digraph:  # networkx's interface, as far as it is used
-        nodes = ("a", "b", "c")
-
-        def edges(self):
-            return [("a", "b"), ("b", "c"), ("c", "a"), ("b", "b")]
-
-        def is_directed(self):
-            return True
-
-    assert topology.from_networkx(Digraph()).edges.tolist() == [[0, 2], [1, 0], [2, 1]]
+    digraph = networkx.DiGraph([("a", "b"), ("b", "c"), ("c", "a"), ("b", "b")])
+    assert topology.from_networkx(digraph).directed
+    assert topology.from_networkx(digraph).edges.tolist() == [[0, 2], [1, 0], [2, 1]]
+    club = networkx.karate_club_graph()
+    found = topology.from_networkx(club)
+    assert not found.directed
+    assert np.array_equal(found.adjacency.toarray(), networkx.to_numpy_array(club, weight=None))
+    assert np.array_equal(
+        topology.from_networkx(networkx.MultiGraph([(0, 1), (0, 1), (1, 2)])).edges, [[0, 1], [1, 0], [1, 2], [2, 1]]
+    )
     matrix = np.array([[0, 1, 0], [1, 0, 2], [0, 2, 0]])
     assert not topology.from_adjacency(matrix).directed
     assert topology.from_adjacency(matrix).edges.tolist() == [[0, 1], [1, 0], [1, 2], [2, 1]]
@@ -147,6 +150,15 @@ def test_unknown_names_and_options_are_refused(name, options, said):
     assert said in str(raised.value)
 
 
+@pytest.mark.parametrize("agents", [2, 7])
+def test_a_prime_number_of_agents_is_no_torus(agents):
+    with pytest.raises(ValueError, match=f"both 2 or more .*; got 1 × {agents}: take a ring, or another number of agents"):
+        topology.make("torus", agents)
+    with pytest.raises(ValueError, match="a grid is rows × columns, both 1 or more; got -1 × -7"):
+        topology.grid(-1, -7)
+    assert topology.torus(2, 3).degrees.tolist() == [3] * 6
+
+
 # weights
 
 
@@ -172,7 +184,20 @@ def test_weights_are_symmetric_sum_to_exactly_one_in_float32_and_agree_with_the_
         exact = adjacency * 2 / (values[1] + values[-1])
     exact += np.diag(1 - exact.sum(1))
     np.testing.assert_allclose(weights.toarray(), exact, atol=3e-8 * (1 + degrees.max()))  # the diagonal collects what others lost
-    assert second_largest_eigenvalue_modulus(weights) < 1 or (name in ("star", "complete") and weigh == "laplacian")
+    assert second_largest_eigenvalue_modulus(weights) < 1
+
+
+@pytest.mark.parametrize("name", ["ring", "torus", "complete", "exponential", "one_peer_exponential"])
+def test_uniform_weights_of_regular_graphs_sum_to_exactly_one_in_float32_by_row_and_by_column(name):
+    made = GRAPHS[name]()
+    for graph in made if isinstance(made, list) else [made]:
+        weights = topology.uniform(graph)
+        rounded = weights.astype(np.float32).astype(np.float64)
+        assert (rounded != weights).nnz == 0
+        assert (np.asarray(rounded.sum(1)) == 1).all()
+        assert (np.asarray(rounded.sum(0)) == 1).all()
+        exact = (graph.adjacency.toarray() + np.eye(graph.agents)) / (1 + graph.degrees)[:, None]
+        np.testing.assert_allclose(weights.toarray(), exact, atol=3e-8 * (1 + graph.degrees.max()))
 
 
 def test_push_sum_weights_are_column_stochastic_and_lazy_ones_have_no_negative_eigenvalue():
@@ -212,6 +237,27 @@ def test_steps_at_which_laplacian_mixing_diverges_are_refused():
 )
 def test_second_largest_eigenvalue_modulus_is_the_closed_form(weights, modulus):
     assert second_largest_eigenvalue_modulus(weights()) == pytest.approx(modulus, abs=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("graph", "smallest", "largest"),
+    [
+        (lambda: topology.ring(1001), 2 - 2 * np.cos(2 * np.pi / 1001), 2 + 2 * np.cos(np.pi / 1001)),
+        (lambda: topology.torus(20, 45), 2 - 2 * np.cos(2 * np.pi / 45), 6 + 2 * np.cos(np.pi / 45)),
+        (lambda: topology.torus(250, 400), 2 - 2 * np.cos(2 * np.pi / 400), 8.0),
+        (lambda: topology.complete(500), 500.0, 500.0),
+        (lambda: topology.star(500), 1.0, 500.0),
+    ],
+)
+def test_the_fastest_laplacian_step_is_the_closed_form_within_seconds(graph, smallest, largest):
+    begun = time.process_time()
+    graph = graph()
+    weights = topology.laplacian(graph)
+    i, j = graph.edges[0]
+    assert weights[i, j] == pytest.approx(2 / (smallest + largest), abs=3e-8)  # what float32 can't tell
+    modulus = (largest - smallest) / (largest + smallest)
+    assert second_largest_eigenvalue_modulus(weights) == pytest.approx(modulus, abs=3e-8 * (1 + graph.degrees.max()))
+    assert time.process_time() - begun < 20  # most of it is making the graph
 
 
 @settings(deadline=None, max_examples=20)
