@@ -23,7 +23,6 @@ class Traffic(NamedTuple):
     """What one rank sends and receives in one exchange."""
 
     ranks: int  # that it sends to
-    messages: int
     rows_sent: int
     rows_received: int
 
@@ -129,7 +128,7 @@ class ExchangePlan:
     @cached_property
     def traffic(self) -> Traffic:
         sent = sum(len(rows) for rows in self.sends.values())
-        return Traffic(len(self.sends), len(self.sends), sent, len(self.halo))
+        return Traffic(len(self.sends), sent, len(self.halo))
 
     @cached_property
     def places(self) -> np.ndarray:

@@ -17,7 +17,7 @@ from torch import Tensor
 from marl_hpc.comm.collectives import losing
 from marl_hpc.comm.exchange_plan import ExchangePlan
 from marl_hpc.comm.neighbors import neighbor_allreduce, neighbor_gather
-from marl_hpc.comm.transports import AllToAll, Nobody, PointToPoint, SharedMemory, Transport
+from marl_hpc.comm.transports import Nobody, PointToPoint, Transport
 from marl_hpc.messages import LocalMessages, neighbor_table
 
 
@@ -75,7 +75,7 @@ class GraphExchange:
 
     def _exchange(self, rows: Tensor, plan: ExchangePlan, order: tuple[Tensor, Tensor] | None, out: Tensor) -> None:
         self.bytes += plan.traffic.bytes_sent(rows[:1].numel() * rows.element_size())
-        self.messages += messages_of(self.transport, plan)
+        self.messages += self.transport.messages(plan)
         self.readers |= plan.sends.keys()
         if order is None:
             neighbor_allreduce(rows, plan, transport=self.transport, out=out, kernel=self.kernel)
@@ -114,13 +114,6 @@ class Messages(LocalMessages):
         there, back = self.order = (self.order[0].to(x.device), self.order[1].to(x.device))  # once: `to` leaves what is there
         rows = neighbor_gather(x[there], self.plan, self.transport)
         return torch.cat([rows[: len(x)][back], rows[len(x) :]])
-
-
-def messages_of(transport: Transport, plan: ExchangePlan) -> int:
-    """That a rank sends in one exchange."""
-    if isinstance(transport, SharedMemory | Nobody):
-        return 0
-    return len(plan.counts) - 1 if isinstance(transport, AllToAll) else plan.traffic.messages  # all to all: empty ones, too
 
 
 def order_of(agents: np.ndarray, plan: ExchangePlan) -> tuple[Tensor, Tensor] | None:

@@ -174,6 +174,9 @@ class SharedMemory:
 
         return finish
 
+    def messages(self, plan: ExchangePlan) -> int:
+        return 0
+
     def came(self, ranks: list[int]) -> str:
         return f"came to exchange {', '.join(str(self.counts[self.where[q]]) for q in sorted(ranks))}"
 
@@ -238,6 +241,10 @@ class Hosts:
             arrived()
 
         return finish
+
+    def messages(self, plan: ExchangePlan) -> int:
+        assert self.inside is not None
+        return sum(q not in self.inside.where for q in plan.sends)
 
 
 def hosts_of(group: Any = None) -> list[int]:

@@ -56,6 +56,10 @@ class Transport(Protocol):
         """Start to bring neighbors' rows into buffer `turn`; the call that is returned waits until they are there."""
         ...
 
+    def messages(self, plan: ExchangePlan) -> int:
+        """That a rank sends in one exchange."""
+        ...
+
 
 def own_buffers(plan: ExchangePlan, width: int, dtype: torch.dtype, device: torch.device) -> Buffers:
     pair = [torch.zeros(plan.rows, width, dtype=dtype, device=device) for _ in range(2)]
@@ -88,6 +92,9 @@ class Nobody:
     def begin(self, plan: ExchangePlan, buffers: Buffers, turn: int) -> Finish:
         return lambda: None
 
+    def messages(self, plan: ExchangePlan) -> int:
+        return 0
+
 
 class PointToPoint:
     """A message to each neighbor rank, by gloo or NCCL."""
@@ -115,6 +122,9 @@ class PointToPoint:
         return self.exchange(
             {q: packed(source, rows) for q, rows in plan.sends.items()}, {q: source[place] for q, place in plan.receives.items()}
         )
+
+    def messages(self, plan: ExchangePlan) -> int:
+        return len(plan.sends)
 
     def exchange(self, sent: dict[int, Tensor], received: dict[int, Tensor]) -> Finish:
         """Send each rank its tensor and receive from each into its own."""
@@ -217,6 +227,9 @@ class AllToAll:
 
         return finish
 
+    def messages(self, plan: ExchangePlan) -> int:
+        return len(plan.counts) - 1  # empty ones, too
+
 
 class Mpi:
     """MPI's neighborhood collective, one call an exchange; for programs that mpiexec starts and nobody supervises.
@@ -290,6 +303,9 @@ class Mpi:
             row.Free()
 
         return finish
+
+    def messages(self, plan: ExchangePlan) -> int:
+        return len(plan.sends)
 
 
 def check_all_ranks(plan: ExchangePlan, rank: int, ranks: int, name: str) -> None:
