@@ -8,7 +8,8 @@ an all-gather and then the mixing, one message an edge for an agent's whole row 
 BlueFog's algorithm), and MPI's Neighbor_alltoallv with the same plan. Rows are summed by the compiled kernel, and in shared memory by
 PyTorch's sparse product as well. A sample is as many steps one after another, between two barriers, as take some milliseconds; times are
 medians over samples of the slowest rank, a step, in milliseconds, with the least and the most. Memory is what all ranks hold more after a
-step than before they had rows, in parameters and halo; all ways that mix are checked against W X. Sizes beyond --most bytes are left out. At the end stands a table of what is claimed of
+step than before they had rows, in parameters and halo; all ways that mix are checked against W X. Where rows are cold, as many sets of
+them are mixed in turn as no cache holds, so that small systems have no advantage but their size. Sizes beyond --most bytes are left out. At the end stands a table of what is claimed of
 it, in how many cases it held and how far the worst was off. Written to benchmarks/results/neighbor_allreduce.json, or to --out.
 """
 
@@ -17,6 +18,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import ctypes
+import itertools
 import json
 import os
 import statistics
@@ -49,6 +51,7 @@ WIDTHS = (64, 1_000, 10_000)
 MESSAGES = 5_000  # of a rank up to which a message an edge is sent: beyond, it takes minutes
 REPEATS = 9
 SAMPLE_MS = 20.0  # steps of a sample take so long together: alone, a short one would be a measure of who leaves the barrier when
+COLD_BYTES, COLD_WIDTH = 256e6, 64
 MEASURABLE = 8e6  # bytes from which memory is reported: below, it is the allocator's
 
 
@@ -163,6 +166,8 @@ def measure(rank: int, ranks: int, graph: topology.Graph, width: int, communicat
             ms[local] = together.times_ms(lambda mixing=mixing: (mixing.early[0](), mixing.late[0]()))
         together.barrier()
         del mixing
+        if kernel == "compiled" and name in ("alone", "shared memory") and width == COLD_WIDTH and len(owners) >= 10_000:
+            ms[f"{name}, rows cold"] = cold(plan, transport, width, start, together)
     if communicator is None and ranks > 1:
         ms["all-reduce"] = together.times_ms(lambda: dist.all_reduce(target))
         ms["all-gather, then mixing"] = all_gather_and_mix(plan, start, together, check)
@@ -172,6 +177,17 @@ def measure(rank: int, ranks: int, graph: topology.Graph, width: int, communicat
             check("a message an edge", by_edges.mix(start))
             ms["a message an edge"] = together.times_ms(lambda: by_edges.mix(start), 5)
     return {"ms": ms, "memory": memory}
+
+
+def cold(plan: ExchangePlan, transport: Any, width: int, start: torch.Tensor, together: Ranks) -> list[float]:
+    """As many sets of rows as no cache holds, mixed in turn: as between steps of learning, which go through other memory."""
+    sets = max(1, round(COLD_BYTES / (4.0 * width * len(plan.owners))))
+    mixings = [Mixing(plan, transport, width, kernel="compiled") for _ in range(sets)]
+    for mixing in mixings:
+        mixing.rows.copy_(start)
+        mixing.step(2)
+    in_turn = itertools.cycle(mixings)
+    return together.times_ms(lambda: next(in_turn).step())
 
 
 def all_gather_and_mix(
@@ -323,15 +339,14 @@ def judged(ms: dict[str, Row], memory: dict[str, Row], cases: dict[str, tuple[st
             with contextlib.suppress(KeyError):
                 values[case] = value(row, memory[case])
         found.append(verdict(claim, bound, allowed, values))
-    for claim, unit in (("time of an agent", lambda row, way: row[way]), ("time of an agent, in memory copies", in_copies)):
+    for claim, suffix in (("time of an agent", ""), ("time of an agent, rows cold", ", rows cold")):
         spread = {}
         for group in {(graph, width, ranks) for graph, _, width, ranks in cases.values()}:
             each = {}
             for case, (graph, agents, width, ranks) in cases.items():
-                if (graph, width, ranks) == group and agents >= 10_000:
-                    each[agents] = unit(ms[case], "alone" if ranks == 1 else "shared memory") / (
-                        agents if unit is not in_copies else 1
-                    )
+                way = ("alone" if ranks == 1 else "shared memory") + suffix
+                if (graph, width, ranks) == group and agents >= 10_000 and way in ms[case]:
+                    each[agents] = ms[case][way] / agents
             if {10_000, 1_000_000} <= each.keys():
                 middle = statistics.median(each.values())
                 spread[f"{group[0]}, P = {group[1]}, {group[2]} ranks"] = max(abs(value / middle - 1) for value in each.values())
