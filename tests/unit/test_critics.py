@@ -142,7 +142,7 @@ def test_the_shared_critic_tells_agents_apart_by_their_place(kind, agent_id):
     critic, batch = critic_of(kind, agent_id=agent_id), batch_of()
     batch["a/observation"][:, :, 1] = batch["a/observation"][:, :, 0]
     values = critic.unroll(batch, None)[0]
-    assert torch.equal(values[..., 0], values[..., 1]) != agent_id
+    assert torch.allclose(values[..., 0], values[..., 1], rtol=1e-12) != agent_id  # rows of one product may differ in the last bit
 
 
 def test_a_separate_critic_has_a_network_for_each_group_and_a_shared_one_has_one():
