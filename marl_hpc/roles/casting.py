@@ -35,7 +35,7 @@ from marl_hpc.roles.acting import Answer, Question, answer
 from marl_hpc.roles.clients import ParameterClient
 from marl_hpc.roles.play import episodes_of
 from marl_hpc.roles.population import PopulationClient, Work
-from marl_hpc.roles.tabulating import tabular, tabulates
+from marl_hpc.roles.tabulating import remembers_nothing, tabular, tabulates
 from marl_hpc.types import EnvBatch, InterfaceSpec, Step
 
 Networks = dict[str, PolicyNetwork]
@@ -363,6 +363,22 @@ def asked(question: Question, rows: np.ndarray, played: str) -> Question:
     return Question(inputs, question.memory[places], noise, 1.0 if played == "uniform" else 0.0)
 
 
+def game_of(plans: Sequence[Plan], env: EnvBatch) -> Game | None:
+    """The environment's game written down whole, where the policies of these interfaces can be tabulated in it. Raises ConfigError, with
+    the reason, where it is a game that can't be written down."""
+    with torch.device("meta"):
+        networks = {
+            name: build_policy(groups, plan.algorithm.network(plan.options, plan.interface))
+            for plan in plans
+            for name, groups in plan.interface.policies.items()
+        }
+    alone = all(sum(map(len, player.places.values())) == 1 for player in players_of(plans))
+    if not alone or not remembers_nothing(networks):
+        return None  # known before seconds are spent on the game
+    game = whole_game(env)
+    return game if tabulates(networks, game) else None
+
+
 def check(config: Config, plans: Sequence[Plan], env: EnvBatch) -> None:
     """Raise ConfigError where these policies can't be in populations."""
     section, players = config.population, players_of(plans)
@@ -393,14 +409,11 @@ def check(config: Config, plans: Sequence[Plan], env: EnvBatch) -> None:
             "choose population=psro with another meta_solver"
         )
     if section.payoffs == "exact":
-        alone = all(sum(map(len, player.places.values())) == 1 for player in players)
-        with torch.device("meta"):
-            networks = {
-                name: build_policy(groups, plan.algorithm.network(plan.options, plan.interface))
-                for plan in plans
-                for name, groups in plan.interface.policies.items()
-            }
-        if not alone or not tabulates(networks, whole_game(env)):
+        try:
+            game = game_of(plans, env)
+        except ConfigError as error:
+            raise ConfigError(f"population.payoffs=exact with {error}: set payoffs=simulated") from error
+        if game is None:
             raise ConfigError(
                 f"population.payoffs=exact with env={config.env['name']}: payoffs are computed in games that are written down whole, such as "
                 "openspiel_fast/…, of policies that act by what they see now; set payoffs=simulated, or algorithm.gru=0"

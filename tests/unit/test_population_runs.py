@@ -15,7 +15,7 @@ from marl_hpc.compose import compose
 from marl_hpc.config import ConfigError
 from marl_hpc.envs.openspiel_fast import whole_game
 from marl_hpc.games import nash_conv, uniform_policy
-from marl_hpc.roles import casting
+from marl_hpc.roles import casting, population
 from marl_hpc.roles.casting import natural
 from marl_hpc.roles.rollout import RolloutWorker
 from marl_hpc.storage.checkpoint import newest
@@ -165,6 +165,21 @@ def test_simulated_payoffs_come_close_to_computed_ones(tmp_path):
     assert np.abs(exact).max() > 0.05
 
 
+@pytest.mark.parametrize("game", ["connect_four", "backgammon", "hanabi"])
+@pytest.mark.parametrize("payoffs", ["auto", "simulated"])
+def test_payoffs_of_games_that_cant_be_written_down_are_simulated(tmp_path, monkeypatch, capsys, game, payoffs):
+    monkeypatch.setattr(population, "BATCH", 2)
+    lines = inline.train(
+        tmp_path, f"env=openspiel/{game}", "population=psro", f"population.payoffs={payoffs}", "population.meta_solver=uniform",
+        "population.every_steps=40", "population.min_episodes=2", "population.max_episodes=2", "budget.env_steps=40",
+    )  # fmt: skip
+    assert numbers(lines, "population/size") == [1, 2]
+    assert not numbers(lines, "population/nash_conv")
+    assert np.isfinite(np.array(read(tmp_path, "payoffs.json")["payoffs"], float)).all()
+    assert f"payoffs are simulated, and NashConv isn't known: env=openspiel/{game}: {game}" in capsys.readouterr().out
+    assert not (tmp_path / "population" / "policy.json").exists()
+
+
 def test_an_opponent_is_drawn_once_an_episode_and_nobody_learns_from_it(tmp_path, monkeypatch):
     seen = []
     collect = RolloutWorker.collect
@@ -304,6 +319,11 @@ def test_simulating_ahead_gives_each_stage_the_strategy_of_the_one_before(tmp_pa
         (["population=psro", "rollout.envs=3"], "multiple of 2"),
         (["population=psro", "env=mpe_fast/simple_spread", "paradigm=ctde"], "one player"),
         (["population=psro", "population.payoffs=exact", "algorithm.gru=4"], "algorithm.gru=0"),
+        (
+            ["population=psro", "population.payoffs=exact", "env=openspiel/connect_four"],
+            "1000000 histories.* set payoffs=simulated",
+        ),
+        (["population=psro", "population.payoffs=exact", "env=openspiel/hanabi"], "no information states.* set payoffs=simulated"),
         (["population=psro", "population.meta_solver=nosh"], "unknown meta-solver"),
         (["population=psro", "population.start=pure", "env=mpe/simple_tag", "env.continuous_actions=true"], "start=network"),
         (["population=psro", "sync=asp"], "leave sync out"),
