@@ -17,6 +17,7 @@ from marl_hpc.envs.openspiel_fast import whole_game
 from marl_hpc.games import nash_conv, uniform_policy
 from marl_hpc.roles import casting, population
 from marl_hpc.roles.casting import natural
+from marl_hpc.roles.exact import ExactLearner
 from marl_hpc.roles.rollout import RolloutWorker
 from marl_hpc.storage.checkpoint import newest
 from marl_hpc.storage.fragments import unpack
@@ -41,8 +42,8 @@ def openspiels_nash_conv(run_dir):
 
 @pytest.fixture
 def plain(monkeypatch):
-    """Computed populations take no options of algorithms."""
-    monkeypatch.setattr(inline, "SMALL", ("budget.env_steps=80",))
+    """Computed populations take no options of learning."""
+    monkeypatch.setattr(inline, "SMALL", ())
 
 
 @pytest.mark.usefixtures("plain")
@@ -69,6 +70,34 @@ def test_a_computed_run_goes_on_where_it_ended(tmp_path, scheme):
     for name in ("population/nash_conv", "population/size/player_0"):
         assert numbers(parts, name) == numbers(whole, name)
     assert read(tmp_path / "parts", "payoffs.json") == read(tmp_path / "whole", "payoffs.json")
+
+
+def stop(rank):
+    rank.world.control = {"control/stop": "a test"}
+
+
+@pytest.mark.usefixtures("plain")
+@pytest.mark.parametrize("scheme", ["psro", "anytime_psro"])
+@pytest.mark.parametrize("iterations", [0, 2])
+def test_a_computed_run_that_is_stopped_goes_on_also_where_it_hadnt_begun(tmp_path, monkeypatch, scheme, iterations):
+    options = (*EXACT[:1], f"population={scheme}", "population.oracle=exact", "population.iterations=6")
+    whole = inline.train(tmp_path / "whole", *options)
+    early, step = inline.rank(tmp_path / "parts", *options), ExactLearner.step
+
+    def stopping(self):
+        if self.iteration == iterations:
+            stop(early)
+        return step(self)
+
+    monkeypatch.setattr(ExactLearner, "step", stopping)
+    assert early.run() == 75
+    monkeypatch.undo()
+    assert read(tmp_path / "parts", "payoffs.json").keys() == {"sizes", "payoffs"}
+    monkeypatch.setattr(inline, "SMALL", ())
+    parts = inline.train(tmp_path / "parts", *options, resume=True)
+    for name in ("population/nash_conv", "population/size/player_0"):
+        assert numbers(parts, name) == numbers(whole, name)
+    assert read(tmp_path / "parts", "members.json") == read(tmp_path / "whole", "members.json")
 
 
 @pytest.mark.parametrize("scheme", ["self_play", "fictitious_play", "delta_uniform", "league", "psro", "anytime_psro"])
