@@ -31,7 +31,9 @@ REFINED = ("psro", "pipeline_psro")  # whose solution says which cells take more
 
 
 class PopulationShard(ParameterShard):
-    handlers = (*ParameterShard.handlers, "admit", "work", "report", "fill", "strategy", "members", "table")
+    handlers = (
+        *ParameterShard.handlers, "admit", "work", "report", "fill", "strategy", "members", "table",
+    )  # fmt: skip
 
     def __init__(
         self, *arguments: Any, section: Population, populations: Sequence[int], exact: bool, seed: int, state: dict[str, Tensor] | None
@@ -40,6 +42,7 @@ class PopulationShard(ParameterShard):
         super().__init__(*arguments)
         self.section, self.exact, self.lines = section, exact, lines_of(section)
         self.population = PolicyPopulation(populations)
+        self.early: dict[PolicyId, Member] = {}  # admitted before those that come before them
         self.payoffs = PayoffTable(populations, None if exact else sampling(section, populations), seed=seed)
         self.computing: tuple[str, float] | None = None  # exact: who has been given the missing cells, until when
         self.strategies: dict[int, Strategy] = {}
@@ -51,19 +54,17 @@ class PopulationShard(ParameterShard):
             self.strategies = {int(stage): unpacked(belonging(saved, stage)) for stage in stages}
 
     def admit(self, member: tuple[Any, ...]) -> None:
-        """A policy is frozen, and its values are pinned. Repeating it changes nothing. Waits for those that come before it."""
-        name, *rest = member
-
-        def admitted() -> dict[str, Any] | None:
-            if name[1] > self._size(name[0]):
-                return None
-            self.population.admit(Member(PolicyId(*name), *rest))
-            return {}
-
+        """A policy is frozen, and its values are pinned. Repeating it changes nothing. One that comes before its turn joins when that has
+        come: its learner doesn't wait, since a stop would end that wait and leave a checkpoint without it."""
+        new = Member(PolicyId(*member[0]), *member[1:])
         with self.parking.lock:
-            answer = self.parking.answer(admitted)
+            if new.id.number <= self._size(new.id.population):
+                self.population.admit(new)
+            elif self.early.setdefault(new.id, new) != new:
+                raise ValueError(f"policy {new.id} is {self.early[new.id]} already; it can't become {new}")
+            while (name := self.population.next_id(new.id.population)) in self.early:
+                self.population.admit(self.early.pop(name))
             self.parking.settle()
-        return answer
 
     def work(self, owner: str, stage: int, wait: bool) -> Any:
         """What a rollout worker is to do before it collects for a stage: {"lease": episodes to simulate} or {"cells": to compute}, and
@@ -170,6 +171,7 @@ class PopulationShard(ParameterShard):
         return self.strategies[stage]
 
     def more_state(self) -> dict[str, Tensor]:
+        assert not self.early, "all learners have frozen a stage's policies before they save"
         record = {f"population.{key}": x for key, x in tensors(self.population.state()).items()}
         record |= {f"table.{key}": x for key, x in tensors(self.payoffs.state()).items()}
         for stage, strategy in self.strategies.items():
