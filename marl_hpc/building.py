@@ -97,8 +97,14 @@ class Builder:
         state = load_file(shard_files(checkpoint)[0]) if checkpoint else None
         return PopulationShard(
             *arguments, section=self.config.population, populations=populations_of(self.players), exact=self.computes_payoffs,
-            seed=self.config.seed, state=state,
+            seed=self.config.seed, lease_s=self.lease_s, state=state,
         )  # fmt: skip
+
+    @property
+    def lease_s(self) -> float:
+        """How long a worker may say nothing of a batch that it simulates: longer than a step, for which its supervisor waits, and a quarter
+        of this, after which it says something between two steps. So who is alive never loses one."""
+        return 2 * self.config.timeouts.step_s * self.config.timeouts.scale
 
     @cached_property
     def players(self) -> list[Player]:
@@ -135,7 +141,9 @@ class Builder:
         game = self.game if self.computes_payoffs else None
         anticipatory = self.config.population.anticipatory if self.config.population.name == "nfsp" else 0.0
         make = partial(make_env, self.config)
-        return Casting(self.plans, frozen, client, self.config.seed, game, clock, self.world.stamp, make, anticipatory)
+        return Casting(
+            self.plans, frozen, client, self.config.seed, game, clock, self.world.stamp, make, self.lease_s, anticipatory
+        )
 
     def growth(self, index: int, parameters: list[Peer], recorder: Recorder | None) -> Growth | None:
         """How a learner adds to populations, where there are some."""

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 import re
+import time
 from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -140,11 +141,12 @@ class Casting:
 
     def __init__(
         self, plans: Sequence[Plan], frozen: FrozenPolicies, client: PopulationClient, seed: int, game: Game | None, clock: Clock,
-        alive: Callable[[], None], make: Callable[[int], EnvBatch], anticipatory: float = 0.0,
+        alive: Callable[[], None], make: Callable[[int], EnvBatch], lease_s: float, anticipatory: float = 0.0,
     ) -> None:  # fmt: skip
-        """`game`: where payoffs are computed; `make`: so many copies of the environment, to simulate them in; `anticipatory`: how often a
-        player acts by its best response, where it has two ways to act."""
-        self.make = make
+        """`game`: where payoffs are computed; `make`: so many copies of the environment, to simulate them in; `lease_s`: how long others
+        leave a worker what it simulates or computes without a word of it; `anticipatory`: how often a player acts by its best response,
+        where it has two ways to act."""
+        self.make, self.lease_s, self.renewed_s = make, lease_s, 0.0
         self.arena: EnvBatch | None = None
         self.anticipatory = anticipatory
         self.responds = np.zeros((0, 0), bool)  # [B, players]: by its best response
@@ -178,11 +180,19 @@ class Casting:
             self.do(work)
 
     def do(self, work: Work) -> None:
+        self.renewed_s = time.monotonic()
         with self.clock.computing("payoffs"):
             if work.lease is not None:
                 self.client.report(work.lease, self.simulate(work.lease))
             elif work.cells is not None:
                 self.client.fill(*self.compute(work.cells))
+
+    def busy(self) -> None:
+        """Show that this rank makes progress, and now and then those who gave it work: long batches aren't given to others, too."""
+        self.alive()
+        if time.monotonic() - self.renewed_s > self.lease_s / 4:
+            self.client.renew()
+            self.renewed_s = time.monotonic()
 
     def begin(self, copies: Sequence[int], numbers: Sequence[int], keys: Sequence[tuple[int, ...]], total: int) -> None:
         """Draw who plays the next episodes of these copies; `numbers` are their places among all `total` copies of the run, `keys` what an
@@ -277,7 +287,7 @@ class Casting:
             return seeds[episode], generator(seeds[episode], PAYOFF_ACTION)
 
         try:
-            found = episodes_of(env, Match(self), range(len(whom)), start, self.earned, alive=self.alive)
+            found = episodes_of(env, Match(self), range(len(whom)), start, self.earned, alive=self.busy)
         finally:
             self.cast = before
         return np.array([returns for returns, _ in found])
@@ -308,6 +318,7 @@ class Casting:
         assert self.game is not None
         name = PolicyId(self.populations[seat], number)
         if (seat, name) not in self.plans_of:
+            self.busy()
             frozen = self.frozen[name]
             policy = tabular(frozen.networks, self.players[seat].places, self.game, seat, frozen.member.played)
             self.plans_of[seat, name] = realization_plan(self.game, seat, policy)

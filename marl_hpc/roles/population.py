@@ -32,18 +32,19 @@ REFINED = ("psro", "pipeline_psro")  # whose solution says which cells take more
 
 class PopulationShard(ParameterShard):
     handlers = (
-        *ParameterShard.handlers, "admit", "work", "report", "fill", "strategy", "members", "table",
+        *ParameterShard.handlers, "admit", "work", "renew", "report", "fill", "strategy", "members", "table",
     )  # fmt: skip
 
     def __init__(
-        self, *arguments: Any, section: Population, populations: Sequence[int], exact: bool, seed: int, state: dict[str, Tensor] | None
+        self, *arguments: Any, section: Population, populations: Sequence[int], exact: bool, seed: int, lease_s: float,
+        state: dict[str, Tensor] | None,
     ) -> None:  # fmt: skip
         """`populations` of each player; `exact`: cells are computed, not simulated; `state` of a checkpoint, see `more_state`."""
         super().__init__(*arguments)
-        self.section, self.exact, self.lines = section, exact, lines_of(section)
+        self.section, self.exact, self.lease_s, self.lines = section, exact, lease_s, lines_of(section)
         self.population = PolicyPopulation(populations)
         self.early: dict[PolicyId, Member] = {}  # admitted before those that come before them
-        self.payoffs = PayoffTable(populations, None if exact else sampling(section, populations), seed=seed)
+        self.payoffs = PayoffTable(populations, None if exact else sampling(section, populations, lease_s), seed=seed)
         self.computing: tuple[str, float] | None = None  # exact: who has been given the missing cells, until when
         self.strategies: dict[int, Strategy] = {}
         if state:
@@ -82,12 +83,19 @@ class PopulationShard(ParameterShard):
             if len(missing) and self.exact:
                 if self.computing is not None and self.computing[0] != owner and self.computing[1] > now_s:
                     return None
-                self.computing = owner, now_s + 60.0
+                self.computing = owner, now_s + self.lease_s
                 return {"cells": torch.from_numpy(missing)}
             if len(missing):
                 leases = self.payoffs.lease(owner, now_s=now_s)
                 return {"lease": tuple(leases[0])} if leases else None
         return {"strategy": packed(self._strategy(stage))}
+
+    def renew(self, owner: str) -> None:
+        """This worker is still at what it has been given."""
+        with self.parking.lock:
+            self.payoffs.renew(owner, now_s=time.monotonic())
+            if self.computing is not None and self.computing[0] == owner:
+                self.computing = owner, time.monotonic() + self.lease_s
 
     def report(self, cell: tuple[int, ...], batch: int, returns: Tensor) -> None:
         """Returns [E, players] of a lease's episodes. Repeating it changes nothing."""
@@ -179,11 +187,13 @@ class PopulationShard(ParameterShard):
         return record
 
 
-def sampling(section: Population, populations: Sequence[int]) -> Sampling:
+def sampling(section: Population, populations: Sequence[int], lease_s: float) -> Sampling:
     rotation = int(np.prod([np.prod(np.arange(1, len(group) + 1)) for group in sharing(populations)]))
     batch = -(-BATCH // rotation) * rotation
     half_width = math.inf if section.name in REFINED else section.half_width
-    return Sampling(half_width=half_width, min_episodes=section.min_episodes, max_episodes=section.max_episodes, batch=batch)
+    return Sampling(
+        half_width=half_width, min_episodes=section.min_episodes, max_episodes=section.max_episodes, batch=batch, lease_s=lease_s
+    )
 
 
 def rates_of_wins(table: PayoffTable, stage: int, lines: int) -> list[list[list[np.ndarray]]]:
@@ -251,6 +261,9 @@ class PopulationClient(_Client):
             return Work(cells=answer["cells"].numpy())
         cell, *rest = answer["lease"]
         return Work(lease=Lease(tuple(cell), *rest))
+
+    def renew(self) -> None:
+        self._call("renew", self.owner)
 
     def report(self, lease: Lease, returns: np.ndarray) -> None:
         self._call("report", lease.cell, lease.batch, torch.from_numpy(returns))

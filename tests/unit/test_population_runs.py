@@ -10,7 +10,7 @@ from rigs import inline
 from safetensors.torch import load_file
 
 from marl_hpc import paradigms
-from marl_hpc.building import make_env
+from marl_hpc.building import Builder, make_env
 from marl_hpc.compose import compose
 from marl_hpc.config import ConfigError
 from marl_hpc.envs.openspiel_fast import whole_game
@@ -236,6 +236,20 @@ def test_an_opponent_is_drawn_once_an_episode_and_nobody_learns_from_it(tmp_path
             assert not active[:, ~learns].any()
             assert active[:, learns].any()
     assert max(cast.max() for _, _, cast in seen) >= 0
+
+
+@pytest.mark.parametrize("payoffs", ["simulated", "exact"])
+def test_a_worker_says_between_two_steps_that_it_is_at_what_it_was_given(tmp_path, monkeypatch, payoffs):
+    renewed, renew = [], population.PopulationShard.renew
+    monkeypatch.setattr(population.PopulationShard, "renew", lambda self, owner: (renewed.append(owner), renew(self, owner)))
+    run = (*KUHN, "population=psro", f"population.payoffs={payoffs}")
+    inline.train(tmp_path / "quick", *run)
+    assert not renewed
+    monkeypatch.setattr(Builder, "lease_s", 1e-9)
+    inline.train(tmp_path / "slow", *run)
+    assert len(renewed) > 4
+    assert set(renewed) == {"rollout/0"}
+    assert read(tmp_path / "slow", "payoffs.json") == read(tmp_path / "quick", "payoffs.json")
 
 
 LEVELS = ("population=pipeline_psro", "population.levels=2", "rollout.envs=4")
