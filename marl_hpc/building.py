@@ -19,7 +19,7 @@ from marl_hpc.clocks import Clocks
 from marl_hpc.comm import collectives
 from marl_hpc.comm.peers import Peer
 from marl_hpc.comm.world import World
-from marl_hpc.config import Config, computes_population, learns_population
+from marl_hpc.config import Config, ConfigError, computes_population, learns_population
 from marl_hpc.division import Division
 from marl_hpc.envs.openspiel_fast import whole_game
 from marl_hpc.games import Game
@@ -30,7 +30,7 @@ from marl_hpc.populations.schemes import BEST_RESPONSES, begins
 from marl_hpc.roles.acting import Inference, OwnVersions
 from marl_hpc.roles.assign import nearest
 from marl_hpc.roles.asynchronous import AsynchronousLearner, AsynchronousWorker, Share
-from marl_hpc.roles.casting import Casting, FrozenPolicies, Player, players_of, populations_of
+from marl_hpc.roles.casting import Casting, FrozenPolicies, Player, game_of, players_of, populations_of
 from marl_hpc.roles.clients import DatasetClient, InferenceClient, ParameterClient
 from marl_hpc.roles.coordinator import Coordinator
 from marl_hpc.roles.dataset import DatasetShard
@@ -49,7 +49,6 @@ from marl_hpc.roles.rollout import RolloutWorker
 from marl_hpc.roles.schedule import Schedule
 from marl_hpc.roles.servers import DatasetServers, ParameterServers
 from marl_hpc.roles.stream import StreamShard
-from marl_hpc.roles.tabulating import tabulates
 from marl_hpc.storage.checkpoint import Manifest
 from marl_hpc.storage.replay import ReplayTable, table_for
 from marl_hpc.storage.reservoir import Reservoir
@@ -98,8 +97,14 @@ class Builder:
         state = load_file(shard_files(checkpoint)[0]) if checkpoint else None
         return PopulationShard(
             *arguments, section=self.config.population, populations=populations_of(self.players), exact=self.computes_payoffs,
-            seed=self.config.seed, state=state,
+            seed=self.config.seed, lease_s=self.lease_s, state=state,
         )  # fmt: skip
+
+    @property
+    def lease_s(self) -> float:
+        """How long a worker may say nothing of a batch that it simulates: longer than a step, for which its supervisor waits, and a quarter
+        of this, after which it says something between two steps. So who is alive never loses one."""
+        return 2 * self.config.timeouts.step_s * self.config.timeouts.scale
 
     @cached_property
     def players(self) -> list[Player]:
@@ -110,9 +115,12 @@ class Builder:
         """The environment's game written down whole, where these policies can be tabulated in it."""
         if not learns_population(self.config):
             return None
-        game = whole_game(make_env(self.config, 1))
-        single = all(sum(map(len, player.places.values())) == 1 for player in self.players)
-        return game if single and tabulates(self.policies(outlines=True), game) else None
+        env = make_env(self.config, 1)
+        try:
+            return game_of(self.plans, env)
+        except ConfigError as error:  # who asks for exact payoffs was refused before any rank started
+            print(f"payoffs are simulated, and NashConv isn't known: {error}", flush=True)
+            return None
 
     @property
     def computes_payoffs(self) -> bool:
@@ -133,7 +141,9 @@ class Builder:
         game = self.game if self.computes_payoffs else None
         anticipatory = self.config.population.anticipatory if self.config.population.name == "nfsp" else 0.0
         make = partial(make_env, self.config)
-        return Casting(self.plans, frozen, client, self.config.seed, game, clock, self.world.stamp, make, anticipatory)
+        return Casting(
+            self.plans, frozen, client, self.config.seed, game, clock, self.world.stamp, make, self.lease_s, anticipatory
+        )
 
     def growth(self, index: int, parameters: list[Peer], recorder: Recorder | None) -> Growth | None:
         """How a learner adds to populations, where there are some."""

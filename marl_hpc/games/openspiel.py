@@ -11,6 +11,8 @@ import numpy as np
 from marl_hpc.games.policies import checked_policy
 from marl_hpc.games.tree import CHANCE, TERMINAL, Game, History, build
 
+PROBES, MARGIN = 400, 3  # see `surely_larger`
+
 
 def compile_game(game: Any, *, look: Callable[[Any, int], Sequence[float]] | None = None, max_histories: int = 1_000_000) -> Game:
     """A sequential OpenSpiel game, or its string, as arrays: every history is visited once, some 100,000 a second.
@@ -28,6 +30,9 @@ def compile_game(game: Any, *, look: Callable[[Any, int], Sequence[float]] | Non
     kind = game.get_type()
     if not kind.provides_information_state_string:
         raise ValueError(f"{game} names no information states, which is what policies of a compiled game are over")
+    too_large = f"{game} has more than max_histories={max_histories} histories; it is too large to be written down"
+    if surely_larger(game, max_histories):
+        raise ValueError(too_large)
     histories: list[History] = []
     rows: dict[bytes, int] = {}
     seen: list[list[int]] = []
@@ -36,7 +41,7 @@ def compile_game(game: Any, *, look: Callable[[Any, int], Sequence[float]] | Non
         state, parent, move, probability = stack.pop()
         here = len(histories)
         if here == max_histories:
-            raise ValueError(f"{game} has more than max_histories={max_histories} histories; it is too large to be written down")
+            raise ValueError(too_large)
         name, legal, player = "", [], TERMINAL if state.is_terminal() else state.current_player()
         if player == CHANCE:
             stack += [(state.child(outcome), here, outcome, chance) for outcome, chance in reversed(state.chance_outcomes())]
@@ -54,6 +59,25 @@ def compile_game(game: Any, *, look: Callable[[Any, int], Sequence[float]] | Non
         return built
     views = np.stack([np.frombuffer(row, np.float32) for row in rows])
     return replace(built, seen=np.array(seen, np.int32)[order], views=views)
+
+
+def surely_larger(game: Any, histories: int) -> bool:
+    """Whether a game of OpenSpiel's has more histories than so many, found out in milliseconds; False says nothing.
+
+    From random descents: what each has passed, every level times the branching above it, is on average the number of histories (Knuth
+    1975). So at most one in MARGIN comes to MARGIN times that number (Markov's inequality), and half of PROBES do with a probability below
+    1e-9 (Hoeffding's). All ranks draw the same descents.
+    """
+    random, larger = np.random.default_rng(0), 0
+    for _ in range(PROBES):
+        state, total, width = game.new_initial_state(), 1, 1
+        while not state.is_terminal() and total <= MARGIN * histories:
+            legal = state.legal_actions()
+            width *= len(legal)
+            total += width
+            state.apply_action(legal[random.integers(len(legal))])
+        larger += total > MARGIN * histories
+    return 2 * larger > PROBES
 
 
 def turn_based(game: Any) -> Any:

@@ -29,7 +29,7 @@ class Sampling:
     min_episodes: int = 100
     max_episodes: int = 10_000  # done at the latest then, whatever the interval
     batch: int = 100  # episodes of one lease; all numbers of episodes are whole batches
-    lease_s: float = 60.0  # after so long a batch is leased again
+    lease_s: float = 60.0  # after so long without a word of who has it a batch is leased again
 
     def __post_init__(self) -> None:
         if not (self.half_width > 0 and 0 < self.confidence < 1 and self.lease_s > 0):

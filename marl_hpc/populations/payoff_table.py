@@ -136,10 +136,17 @@ class PayoffTable:
             leases.append(Lease(cell, batch, sampling.batch, deadline_s))
         return leases
 
-    def release(self, owner: str) -> None:
-        """Let others have what this owner holds, because it is gone."""
+    def renew(self, owner: str, *, now_s: float) -> None:
+        """This owner is still at what it holds: nobody else gets that for another `lease_s`."""
         for entry in self._open.values():
-            entry.leases = {batch: lease for batch, lease in entry.leases.items() if lease[0] != owner}
+            for batch, (holder, _) in entry.leases.items():
+                if holder == owner:
+                    entry.leases[batch] = (owner, now_s + self._checked_sampling().lease_s)
+
+    def owners(self, *, now_s: float) -> list[str]:
+        """Who holds leases."""
+        held = (lease for entry in self._open.values() for lease in entry.leases.values())
+        return sorted({owner for owner, deadline_s in held if deadline_s > now_s})
 
     def report(self, cell: Sequence[int], batch: int, returns: Any) -> bool:
         """Take the returns [E, players], by player, of a batch's episodes; whether they are new.

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 import re
+import time
 from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -35,7 +36,7 @@ from marl_hpc.roles.acting import Answer, Question, answer
 from marl_hpc.roles.clients import ParameterClient
 from marl_hpc.roles.play import episodes_of
 from marl_hpc.roles.population import PopulationClient, Work
-from marl_hpc.roles.tabulating import tabular, tabulates
+from marl_hpc.roles.tabulating import remembers_nothing, tabular, tabulates
 from marl_hpc.types import EnvBatch, InterfaceSpec, Step
 
 Networks = dict[str, PolicyNetwork]
@@ -140,11 +141,12 @@ class Casting:
 
     def __init__(
         self, plans: Sequence[Plan], frozen: FrozenPolicies, client: PopulationClient, seed: int, game: Game | None, clock: Clock,
-        alive: Callable[[], None], make: Callable[[int], EnvBatch], anticipatory: float = 0.0,
+        alive: Callable[[], None], make: Callable[[int], EnvBatch], lease_s: float, anticipatory: float = 0.0,
     ) -> None:  # fmt: skip
-        """`game`: where payoffs are computed; `make`: so many copies of the environment, to simulate them in; `anticipatory`: how often a
-        player acts by its best response, where it has two ways to act."""
-        self.make = make
+        """`game`: where payoffs are computed; `make`: so many copies of the environment, to simulate them in; `lease_s`: how long others
+        leave a worker what it simulates or computes without a word of it; `anticipatory`: how often a player acts by its best response,
+        where it has two ways to act."""
+        self.make, self.lease_s, self.renewed_s = make, lease_s, 0.0
         self.arena: EnvBatch | None = None
         self.anticipatory = anticipatory
         self.responds = np.zeros((0, 0), bool)  # [B, players]: by its best response
@@ -178,11 +180,19 @@ class Casting:
             self.do(work)
 
     def do(self, work: Work) -> None:
+        self.renewed_s = time.monotonic()
         with self.clock.computing("payoffs"):
             if work.lease is not None:
                 self.client.report(work.lease, self.simulate(work.lease))
             elif work.cells is not None:
                 self.client.fill(*self.compute(work.cells))
+
+    def busy(self) -> None:
+        """Show that this rank makes progress, and now and then those who gave it work: long batches aren't given to others, too."""
+        self.alive()
+        if time.monotonic() - self.renewed_s > self.lease_s / 4:
+            self.client.renew()
+            self.renewed_s = time.monotonic()
 
     def begin(self, copies: Sequence[int], numbers: Sequence[int], keys: Sequence[tuple[int, ...]], total: int) -> None:
         """Draw who plays the next episodes of these copies; `numbers` are their places among all `total` copies of the run, `keys` what an
@@ -277,7 +287,7 @@ class Casting:
             return seeds[episode], generator(seeds[episode], PAYOFF_ACTION)
 
         try:
-            found = episodes_of(env, Match(self), range(len(whom)), start, self.earned, alive=self.alive)
+            found = episodes_of(env, Match(self), range(len(whom)), start, self.earned, alive=self.busy)
         finally:
             self.cast = before
         return np.array([returns for returns, _ in found])
@@ -308,6 +318,7 @@ class Casting:
         assert self.game is not None
         name = PolicyId(self.populations[seat], number)
         if (seat, name) not in self.plans_of:
+            self.busy()
             frozen = self.frozen[name]
             policy = tabular(frozen.networks, self.players[seat].places, self.game, seat, frozen.member.played)
             self.plans_of[seat, name] = realization_plan(self.game, seat, policy)
@@ -363,6 +374,22 @@ def asked(question: Question, rows: np.ndarray, played: str) -> Question:
     return Question(inputs, question.memory[places], noise, 1.0 if played == "uniform" else 0.0)
 
 
+def game_of(plans: Sequence[Plan], env: EnvBatch) -> Game | None:
+    """The environment's game written down whole, where the policies of these interfaces can be tabulated in it. Raises ConfigError, with
+    the reason, where it is a game that can't be written down."""
+    with torch.device("meta"):
+        networks = {
+            name: build_policy(groups, plan.algorithm.network(plan.options, plan.interface))
+            for plan in plans
+            for name, groups in plan.interface.policies.items()
+        }
+    alone = all(sum(map(len, player.places.values())) == 1 for player in players_of(plans))
+    if not alone or not remembers_nothing(networks):
+        return None  # known before seconds are spent on the game
+    game = whole_game(env)
+    return game if tabulates(networks, game) else None
+
+
 def check(config: Config, plans: Sequence[Plan], env: EnvBatch) -> None:
     """Raise ConfigError where these policies can't be in populations."""
     section, players = config.population, players_of(plans)
@@ -393,14 +420,11 @@ def check(config: Config, plans: Sequence[Plan], env: EnvBatch) -> None:
             "choose population=psro with another meta_solver"
         )
     if section.payoffs == "exact":
-        alone = all(sum(map(len, player.places.values())) == 1 for player in players)
-        with torch.device("meta"):
-            networks = {
-                name: build_policy(groups, plan.algorithm.network(plan.options, plan.interface))
-                for plan in plans
-                for name, groups in plan.interface.policies.items()
-            }
-        if not alone or not tabulates(networks, whole_game(env)):
+        try:
+            game = game_of(plans, env)
+        except ConfigError as error:
+            raise ConfigError(f"population.payoffs=exact with {error}: set payoffs=simulated") from error
+        if game is None:
             raise ConfigError(
                 f"population.payoffs=exact with env={config.env['name']}: payoffs are computed in games that are written down whole, such as "
                 "openspiel_fast/…, of policies that act by what they see now; set payoffs=simulated, or algorithm.gru=0"

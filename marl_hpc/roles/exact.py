@@ -132,10 +132,10 @@ class ExactLearner:
             parts.setdefault(part, {})[name] = x
         self.population.load_state(parts["population"])
         self.table.load_state(parts["table"])
-        for name, values in parts["values"].items():
+        for name, values in parts.get("values", {}).items():
             population, _, number = name.partition("/")
             self.population.restore(PolicyId(int(population), int(number)), values)
-        self.mixtures = list(parts["mixture"].values()) or None
+        self.mixtures = list(parts.get("mixture", {}).values()) or None  # a run may be stopped before its first iteration
 
 
 class ExactWorker:
@@ -191,14 +191,15 @@ class ExactRecorder(Recorder):
     def exit_reason(self) -> str:
         section, final = self.config.population, self.final
         if final is None:
-            return f"population.iterations={section.iterations} were done before"
+            return "stopped" if self.world.stopping else f"population.iterations={section.iterations} were done before"
         if final.converged:
             return f"converged: best responses gain no more than population.tolerance={section.tolerance:g}"
         if not final.added:
             return "no best response that isn't there already"
         if final.number + 1 >= section.iterations:
             return f"population.iterations={section.iterations} done"
-        return f"budget.seconds={self.config.budget.seconds:g} spent"
+        seconds = self.config.budget.seconds
+        return "stopped" if seconds is None or self.wall_s < seconds else f"budget.seconds={seconds:g} spent"
 
     def result(self) -> dict[str, Any]:
         found = self.final

@@ -31,16 +31,20 @@ REFINED = ("psro", "pipeline_psro")  # whose solution says which cells take more
 
 
 class PopulationShard(ParameterShard):
-    handlers = (*ParameterShard.handlers, "admit", "work", "report", "fill", "strategy", "members", "table")
+    handlers = (
+        *ParameterShard.handlers, "admit", "work", "renew", "report", "fill", "strategy", "members", "table",
+    )  # fmt: skip
 
     def __init__(
-        self, *arguments: Any, section: Population, populations: Sequence[int], exact: bool, seed: int, state: dict[str, Tensor] | None
+        self, *arguments: Any, section: Population, populations: Sequence[int], exact: bool, seed: int, lease_s: float,
+        state: dict[str, Tensor] | None,
     ) -> None:  # fmt: skip
         """`populations` of each player; `exact`: cells are computed, not simulated; `state` of a checkpoint, see `more_state`."""
         super().__init__(*arguments)
-        self.section, self.exact, self.lines = section, exact, lines_of(section)
+        self.section, self.exact, self.lease_s, self.lines = section, exact, lease_s, lines_of(section)
         self.population = PolicyPopulation(populations)
-        self.payoffs = PayoffTable(populations, None if exact else sampling(section, populations), seed=seed)
+        self.early: dict[PolicyId, Member] = {}  # admitted before those that come before them
+        self.payoffs = PayoffTable(populations, None if exact else sampling(section, populations, lease_s), seed=seed)
         self.computing: tuple[str, float] | None = None  # exact: who has been given the missing cells, until when
         self.strategies: dict[int, Strategy] = {}
         if state:
@@ -51,19 +55,17 @@ class PopulationShard(ParameterShard):
             self.strategies = {int(stage): unpacked(belonging(saved, stage)) for stage in stages}
 
     def admit(self, member: tuple[Any, ...]) -> None:
-        """A policy is frozen, and its values are pinned. Repeating it changes nothing. Waits for those that come before it."""
-        name, *rest = member
-
-        def admitted() -> dict[str, Any] | None:
-            if name[1] > self._size(name[0]):
-                return None
-            self.population.admit(Member(PolicyId(*name), *rest))
-            return {}
-
+        """A policy is frozen, and its values are pinned. Repeating it changes nothing. One that comes before its turn joins when that has
+        come: its learner doesn't wait, since a stop would end that wait and leave a checkpoint without it."""
+        new = Member(PolicyId(*member[0]), *member[1:])
         with self.parking.lock:
-            answer = self.parking.answer(admitted)
+            if new.id.number <= self._size(new.id.population):
+                self.population.admit(new)
+            elif self.early.setdefault(new.id, new) != new:
+                raise ValueError(f"policy {new.id} is {self.early[new.id]} already; it can't become {new}")
+            while (name := self.population.next_id(new.id.population)) in self.early:
+                self.population.admit(self.early.pop(name))
             self.parking.settle()
-        return answer
 
     def work(self, owner: str, stage: int, wait: bool) -> Any:
         """What a rollout worker is to do before it collects for a stage: {"lease": episodes to simulate} or {"cells": to compute}, and
@@ -81,12 +83,19 @@ class PopulationShard(ParameterShard):
             if len(missing) and self.exact:
                 if self.computing is not None and self.computing[0] != owner and self.computing[1] > now_s:
                     return None
-                self.computing = owner, now_s + 60.0
+                self.computing = owner, now_s + self.lease_s
                 return {"cells": torch.from_numpy(missing)}
             if len(missing):
                 leases = self.payoffs.lease(owner, now_s=now_s)
                 return {"lease": tuple(leases[0])} if leases else None
         return {"strategy": packed(self._strategy(stage))}
+
+    def renew(self, owner: str) -> None:
+        """This worker is still at what it has been given."""
+        with self.parking.lock:
+            self.payoffs.renew(owner, now_s=time.monotonic())
+            if self.computing is not None and self.computing[0] == owner:
+                self.computing = owner, time.monotonic() + self.lease_s
 
     def report(self, cell: tuple[int, ...], batch: int, returns: Tensor) -> None:
         """Returns [E, players] of a lease's episodes. Repeating it changes nothing."""
@@ -170,6 +179,7 @@ class PopulationShard(ParameterShard):
         return self.strategies[stage]
 
     def more_state(self) -> dict[str, Tensor]:
+        assert not self.early, "all learners have frozen a stage's policies before they save"
         record = {f"population.{key}": x for key, x in tensors(self.population.state()).items()}
         record |= {f"table.{key}": x for key, x in tensors(self.payoffs.state()).items()}
         for stage, strategy in self.strategies.items():
@@ -177,11 +187,13 @@ class PopulationShard(ParameterShard):
         return record
 
 
-def sampling(section: Population, populations: Sequence[int]) -> Sampling:
+def sampling(section: Population, populations: Sequence[int], lease_s: float) -> Sampling:
     rotation = int(np.prod([np.prod(np.arange(1, len(group) + 1)) for group in sharing(populations)]))
     batch = -(-BATCH // rotation) * rotation
     half_width = math.inf if section.name in REFINED else section.half_width
-    return Sampling(half_width=half_width, min_episodes=section.min_episodes, max_episodes=section.max_episodes, batch=batch)
+    return Sampling(
+        half_width=half_width, min_episodes=section.min_episodes, max_episodes=section.max_episodes, batch=batch, lease_s=lease_s
+    )
 
 
 def rates_of_wins(table: PayoffTable, stage: int, lines: int) -> list[list[list[np.ndarray]]]:
@@ -249,6 +261,9 @@ class PopulationClient(_Client):
             return Work(cells=answer["cells"].numpy())
         cell, *rest = answer["lease"]
         return Work(lease=Lease(tuple(cell), *rest))
+
+    def renew(self) -> None:
+        self._call("renew", self.owner)
 
     def report(self, lease: Lease, returns: np.ndarray) -> None:
         self._call("report", lease.cell, lease.batch, torch.from_numpy(returns))

@@ -14,9 +14,12 @@ MOST_HISTORIES = 3_000_000
 
 
 def tabulates(networks: Mapping[str, PolicyNetwork], game: Game | None) -> bool:
-    """Whether these policies can be written down: each acts for itself, by what it sees now."""
-    if game is None or game.views is None or len(game.player) > MOST_HISTORIES:
-        return False
+    """Whether these policies can be written down in this game."""
+    return game is not None and game.views is not None and len(game.player) <= MOST_HISTORIES and remembers_nothing(networks)
+
+
+def remembers_nothing(networks: Mapping[str, PolicyNetwork]) -> bool:
+    """Whether each of these policies acts for itself, by what it sees now."""
     return all(isinstance(policy, Actor) and not policy.together and not policy.memory_shape[1] for policy in networks.values())
 
 

@@ -390,6 +390,22 @@ def test_an_information_state_has_the_same_legal_actions_everywhere():
         build("blind", 1, 2, histories)
 
 
+@pytest.mark.parametrize("name", ["kuhn_poker", "leduc_poker", "liars_dice(dice_sides=3)", "kuhn_poker(players=4)", "tiny_hanabi"])
+def test_no_game_is_called_too_large_that_just_fits(name):
+    histories = len(compiled(name).player)
+    assert len(compile_game(name, max_histories=histories).player) == histories
+    with pytest.raises(ValueError, match=f"more than max_histories={histories - 1} histories"):
+        compile_game(name, max_histories=histories - 1)
+
+
+@pytest.mark.parametrize("name", ["connect_four", "goofspiel", "chess", "goofspiel(num_cards=5)"])
+def test_games_that_are_far_too_large_are_refused_without_a_visit(name):
+    visited = []
+    with pytest.raises(ValueError, match="more than max_histories=1000000 histories"):
+        compile_game(name, look=lambda state, player: visited.append(state) or [])
+    assert not visited
+
+
 def test_games_that_cannot_be_compiled_say_why(monkeypatch):
     with pytest.raises(ValueError, match="doesn't remember its own moves in information state"):
         compile_game("liars_dice_ir(dice_sides=3)")

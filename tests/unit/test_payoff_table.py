@@ -165,12 +165,16 @@ def test_what_a_dead_worker_held_is_leased_again_and_its_late_result_counts_once
     assert table.entry((0, 0)).episodes == 4
 
 
-def test_a_worker_that_is_known_to_be_gone_is_released_at_once():
+def test_a_lease_that_is_renewed_lasts_and_others_dont():
     table = PayoffTable((0, 1), LOOSE)
-    table.grow((1, 1))
-    (lost,) = table.lease("rollout/0", now_s=0.0)
-    table.release("rollout/0")
-    assert table.lease("rollout/1", now_s=0.1)[0].batch == lost.batch
+    table.grow((1, 2))
+    table.lease("rollout/0", now_s=0.0)
+    table.lease("rollout/1", now_s=0.0)
+    table.renew("rollout/0", now_s=8.0)
+    assert table.owners(now_s=9.0) == ["rollout/0", "rollout/1"]
+    assert table.owners(now_s=11.0) == ["rollout/0"]
+    assert table.lease("rollout/2", now_s=11.0)[0].cell == (0, 1)  # what rollout/1 had
+    assert table.lease("rollout/3", now_s=19.0)[0].cell == (0, 0)
 
 
 def test_growing_keeps_what_is_done_and_asks_only_for_new_cells():

@@ -10,13 +10,14 @@ from rigs import inline
 from safetensors.torch import load_file
 
 from marl_hpc import paradigms
-from marl_hpc.building import make_env
+from marl_hpc.building import Builder, make_env
 from marl_hpc.compose import compose
 from marl_hpc.config import ConfigError
 from marl_hpc.envs.openspiel_fast import whole_game
 from marl_hpc.games import nash_conv, uniform_policy
-from marl_hpc.roles import casting
+from marl_hpc.roles import casting, population
 from marl_hpc.roles.casting import natural
+from marl_hpc.roles.exact import ExactLearner
 from marl_hpc.roles.rollout import RolloutWorker
 from marl_hpc.storage.checkpoint import newest
 from marl_hpc.storage.fragments import unpack
@@ -41,8 +42,8 @@ def openspiels_nash_conv(run_dir):
 
 @pytest.fixture
 def plain(monkeypatch):
-    """Computed populations take no options of algorithms."""
-    monkeypatch.setattr(inline, "SMALL", ("budget.env_steps=80",))
+    """Computed populations take no options of learning."""
+    monkeypatch.setattr(inline, "SMALL", ())
 
 
 @pytest.mark.usefixtures("plain")
@@ -69,6 +70,34 @@ def test_a_computed_run_goes_on_where_it_ended(tmp_path, scheme):
     for name in ("population/nash_conv", "population/size/player_0"):
         assert numbers(parts, name) == numbers(whole, name)
     assert read(tmp_path / "parts", "payoffs.json") == read(tmp_path / "whole", "payoffs.json")
+
+
+def stop(rank):
+    rank.world.control = {"control/stop": "a test"}
+
+
+@pytest.mark.usefixtures("plain")
+@pytest.mark.parametrize("scheme", ["psro", "anytime_psro"])
+@pytest.mark.parametrize("iterations", [0, 2])
+def test_a_computed_run_that_is_stopped_goes_on_also_where_it_hadnt_begun(tmp_path, monkeypatch, scheme, iterations):
+    options = (*EXACT[:1], f"population={scheme}", "population.oracle=exact", "population.iterations=6")
+    whole = inline.train(tmp_path / "whole", *options)
+    early, step = inline.rank(tmp_path / "parts", *options), ExactLearner.step
+
+    def stopping(self):
+        if self.iteration == iterations:
+            stop(early)
+        return step(self)
+
+    monkeypatch.setattr(ExactLearner, "step", stopping)
+    assert early.run() == 75
+    monkeypatch.undo()
+    assert read(tmp_path / "parts", "payoffs.json").keys() == {"sizes", "payoffs"}
+    monkeypatch.setattr(inline, "SMALL", ())
+    parts = inline.train(tmp_path / "parts", *options, resume=True)
+    for name in ("population/nash_conv", "population/size/player_0"):
+        assert numbers(parts, name) == numbers(whole, name)
+    assert read(tmp_path / "parts", "members.json") == read(tmp_path / "whole", "members.json")
 
 
 @pytest.mark.parametrize("scheme", ["self_play", "fictitious_play", "delta_uniform", "league", "psro", "anytime_psro"])
@@ -165,6 +194,21 @@ def test_simulated_payoffs_come_close_to_computed_ones(tmp_path):
     assert np.abs(exact).max() > 0.05
 
 
+@pytest.mark.parametrize("game", ["connect_four", "backgammon", "hanabi"])
+@pytest.mark.parametrize("payoffs", ["auto", "simulated"])
+def test_payoffs_of_games_that_cant_be_written_down_are_simulated(tmp_path, monkeypatch, capsys, game, payoffs):
+    monkeypatch.setattr(population, "BATCH", 2)
+    lines = inline.train(
+        tmp_path, f"env=openspiel/{game}", "population=psro", f"population.payoffs={payoffs}", "population.meta_solver=uniform",
+        "population.every_steps=40", "population.min_episodes=2", "population.max_episodes=2", "budget.env_steps=40",
+    )  # fmt: skip
+    assert numbers(lines, "population/size") == [1, 2]
+    assert not numbers(lines, "population/nash_conv")
+    assert np.isfinite(np.array(read(tmp_path, "payoffs.json")["payoffs"], float)).all()
+    assert f"payoffs are simulated, and NashConv isn't known: env=openspiel/{game}: {game}" in capsys.readouterr().out
+    assert not (tmp_path / "population" / "policy.json").exists()
+
+
 def test_an_opponent_is_drawn_once_an_episode_and_nobody_learns_from_it(tmp_path, monkeypatch):
     seen = []
     collect = RolloutWorker.collect
@@ -192,6 +236,20 @@ def test_an_opponent_is_drawn_once_an_episode_and_nobody_learns_from_it(tmp_path
             assert not active[:, ~learns].any()
             assert active[:, learns].any()
     assert max(cast.max() for _, _, cast in seen) >= 0
+
+
+@pytest.mark.parametrize("payoffs", ["simulated", "exact"])
+def test_a_worker_says_between_two_steps_that_it_is_at_what_it_was_given(tmp_path, monkeypatch, payoffs):
+    renewed, renew = [], population.PopulationShard.renew
+    monkeypatch.setattr(population.PopulationShard, "renew", lambda self, owner: (renewed.append(owner), renew(self, owner)))
+    run = (*KUHN, "population=psro", f"population.payoffs={payoffs}")
+    inline.train(tmp_path / "quick", *run)
+    assert not renewed
+    monkeypatch.setattr(Builder, "lease_s", 1e-9)
+    inline.train(tmp_path / "slow", *run)
+    assert len(renewed) > 4
+    assert set(renewed) == {"rollout/0"}
+    assert read(tmp_path / "slow", "payoffs.json") == read(tmp_path / "quick", "payoffs.json")
 
 
 LEVELS = ("population=pipeline_psro", "population.levels=2", "rollout.envs=4")
@@ -304,6 +362,11 @@ def test_simulating_ahead_gives_each_stage_the_strategy_of_the_one_before(tmp_pa
         (["population=psro", "rollout.envs=3"], "multiple of 2"),
         (["population=psro", "env=mpe_fast/simple_spread", "paradigm=ctde"], "one player"),
         (["population=psro", "population.payoffs=exact", "algorithm.gru=4"], "algorithm.gru=0"),
+        (
+            ["population=psro", "population.payoffs=exact", "env=openspiel/connect_four"],
+            "1000000 histories.* set payoffs=simulated",
+        ),
+        (["population=psro", "population.payoffs=exact", "env=openspiel/hanabi"], "no information states.* set payoffs=simulated"),
         (["population=psro", "population.meta_solver=nosh"], "unknown meta-solver"),
         (["population=psro", "population.start=pure", "env=mpe/simple_tag", "env.continuous_actions=true"], "start=network"),
         (["population=psro", "sync=asp"], "leave sync out"),
