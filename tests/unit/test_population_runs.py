@@ -79,7 +79,9 @@ def test_every_scheme_freezes_a_policy_each_stage_and_openspiel_agrees_on_what_t
     assert openspiels_nash_conv(tmp_path) == pytest.approx(numbers(lines, "population/nash_conv")[-1], abs=1e-6)
     members = read(tmp_path, "members.json")
     assert members["populations"] == ([0, 0] if groups == "shared" else [0, 1])
-    assert [member["env_steps"] for member in members["members"][:4]] == [0, 80, 160, 240]
+    for steps in ("env_steps", "run_steps"):
+        assert [member[steps] for member in members["members"][:4]] == [0, 80, 160, 240]
+    assert [member["parent"] for member in members["members"][:4]] == [None, 0, 1, 2]
     assert len({member["content"] for member in members["members"]}) == len(members["members"])
 
 
@@ -213,11 +215,29 @@ def test_levels_of_best_responses_learn_side_by_side(tmp_path, groups):
     assert [member["made_by"].removeprefix("best response, ") for member in members[1:]] == [
         "level 1", "level 2, still learning", "level 3, still learning", "level 2", "level 3", "level 4, still learning",
     ]  # fmt: skip
-    assert [member["parent"] for member in members] == [None, None, None, 1, 2, 3, 4]
+    assert [member["parent"] for member in members] == [None, 0, None, 1, 2, 3, 4]  # level 2 has a network of its own
     assert len({member["content"] for member in members}) == len(members)
     payoffs = np.array(read(tmp_path, "payoffs.json")["payoffs"][0], float)
     assert np.isnan(payoffs[3, 6])  # nobody needs to know what unfinished level 3 returns against what it became
     assert not np.isnan(payoffs[np.ix_([0, 1, 4, 5, 6], [0, 1, 4, 5, 6])]).any()
+
+
+@pytest.mark.parametrize(
+    ("options", "parents", "steps"),
+    [
+        (["population=psro", "population.fresh=true"], [None, 0, None, None], [0, 80, 80, 80]),
+        (["population=psro", "population.fresh=true", "population.start=uniform"], [None, None, None, None], [0, 80, 80, 80]),
+        (["population=anytime_psro", "population.updates=2", "population.fresh=true"], [None, 0, 1, None], [0, 80, 160, 80]),
+    ],
+)
+def test_a_lineage_says_what_training_started_from_and_took_also_after_a_resume(tmp_path, options, parents, steps):
+    run = (*KUHN, *options, "checkpoint.every_steps=80")
+    inline.rank(tmp_path, *run, "budget.env_steps=160").run()
+    inline.train(tmp_path, *run, resume=True)
+    members = read(tmp_path, "members.json")["members"][:4]
+    assert [member["parent"] for member in members] == parents
+    assert [member["env_steps"] for member in members] == steps
+    assert [member["run_steps"] for member in members] == [0, 80, 160, 240]
 
 
 def test_exploiters_learn_beside_the_main_agents(tmp_path):
@@ -225,7 +245,9 @@ def test_exploiters_learn_beside_the_main_agents(tmp_path):
     assert numbers(lines, "population/size") == [1, 4, 7, 10]
     members = read(tmp_path, "members.json")["members"]
     assert [member["made_by"] for member in members[4:7]] == ["main agent", "main exploiter", "league exploiter"]
-    assert [member["parent"] for member in members[4:6]] == [1, None]  # main exploiters begin anew
+    assert [member["parent"] for member in members[:6]] == [None, 0, None, None, 1, None]  # main exploiters begin anew
+    assert [member["env_steps"] for member in members[3:6]] == [60, 120, 60]
+    assert [member["run_steps"] for member in members[3:6]] == [60, 120, 120]
     assert openspiels_nash_conv(tmp_path) == pytest.approx(numbers(lines, "population/nash_conv")[-1], abs=1e-6)
     assert sorted(path.stem for path in (tmp_path / "policies").iterdir()) == ["shared"]
 
