@@ -264,14 +264,23 @@ def compiled_games() -> list[str]:
     record = recorded("compiled_games")
     if record is None:
         return []
+    rows = record["steps_per_cpu_s"]
+    sides = next(iter(rows.values()))
+    titles = {"compiled": "the game alone", "environment": "`openspiel_fast` environment", "openspiel": "OpenSpiel"}
+    columns = [titles.get(side) or side.replace("environment", titles["environment"]) for side in sides]
+
+    def cell(rates: list[float]) -> str:
+        return f"{np.median(rates):,.0f} ({min(rates):,.0f} … {max(rates):,.0f})"
+
     return [
         "",
-        f"`python benchmarks/compiled_games.py`: steps a CPU-second of {record['copies']:,} copies of compiled games, beside OpenSpiel's states "
-        f"stepped from Python, random legal actions; commit {record['git']['commit'][:8]}.",
+        f"`python benchmarks/compiled_games.py`: steps a CPU-second of {record['copies']:,} copies of compiled games where not said otherwise, beside "
+        f"OpenSpiel's states stepped from Python; random legal actions, median of {record['repeats']} (range), mean returns checked against the "
+        f"uniform policy's exact ones; commit {record['git']['commit'][:8]}.",
         "",
-        "| game | compiled | OpenSpiel |",
-        "|---|---|---|",
-        *(f"| {name} | {row['compiled']:,.0f} | {row['openspiel']:,.0f} |" for name, row in record["steps_per_cpu_s"].items()),
+        f"| game | {' | '.join(columns)} |",
+        f"|---|{'---|' * len(columns)}",
+        *(f"| {name} | {' | '.join(map(cell, row.values()))} |" for name, row in rows.items()),
     ]
 
 

@@ -44,3 +44,11 @@ def test_learned_psro_stands_beside_as_many_iterations_of_the_computed_one(recor
     psro, mmd = readme.learned_populations()[-2:]
     assert says in psro
     assert "| 0.750 | – |" in mmd
+
+
+def test_every_side_of_the_compiled_games_has_its_median_and_range(records):
+    rows = {"kuhn_poker": {"compiled": [3.0, 1.0, 2.0], "environment, 64 copies": [40.0, 60.0, 50.0], "openspiel": [7.0, 7.0, 7.0]}}
+    records("compiled_games", {"copies": 4096, "repeats": 3, "git": {"commit": "0123456789"}, "steps_per_cpu_s": rows})
+    table = readme.compiled_games()[-3:]
+    assert table[0] == "| game | the game alone | `openspiel_fast` environment, 64 copies | OpenSpiel |"
+    assert table[-1] == "| kuhn_poker | 2 (1 … 3) | 50 (40 … 60) | 7 (7 … 7) |"
