@@ -97,6 +97,13 @@ class OpenSpielBatch:
         self._seeds, self._draws = np.zeros(copies, np.int64), np.zeros(copies, np.int64)  # how often chance has moved
         self._current = empty_seen(self.spec.groups, copies)
 
+    @property
+    def constant_sum(self) -> bool:
+        """Whether OpenSpiel knows that all players' returns sum to the same."""
+        import pyspiel
+
+        return self._game.get_type().utility in (pyspiel.GameType.Utility.ZERO_SUM, pyspiel.GameType.Utility.CONSTANT_SUM)
+
     def reset(self, copies: list[int], seeds: list[int]) -> None:
         for copy, seed in zip(copies, seeds, strict=True):
             self._seeds[copy], self._draws[copy] = seed, 0
