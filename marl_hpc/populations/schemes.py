@@ -65,7 +65,8 @@ def self_play(known: Known, section: Population) -> Strategy:
 
 
 def fictitious_play(known: Known, section: Population) -> Strategy:
-    """A best response to the average of the past (Heinrich et al. 2015); it amounts to that average. What populations began with counts
+    """An approximate best response to the average of the past, drawn from as it was learned (Heinrich et al. 2015, whose theorem lets it come
+    closer to a best response over time); a pure one with population.greedy. It amounts to that average. What populations began with counts
     until something has been learned."""
     mixtures = [recent(known.size, max(1, known.size - 1))] * known.players
     return Strategy((meetings_of(mixtures),), (0.0,), tuple(mixtures))
@@ -239,7 +240,7 @@ SCHEMES: dict[str, Scheme] = {
     "pipeline_psro": pipeline_psro, "anytime_psro": anytime_psro, "nfsp": self_play,
 }  # fmt: skip
 ALL_LEARN = ("self_play", "nfsp")  # nobody meets frozen policies
-BEST_RESPONSES = ("psro", "pipeline_psro", "anytime_psro")  # what joins is a best response, made greedy
+BEST_RESPONSES = ("psro", "pipeline_psro", "anytime_psro")  # what joins is a best response to a mixture of its own, made greedy
 
 
 def lines_of(section: Population) -> int:
@@ -273,17 +274,23 @@ def resets(section: Population, line: int, stage: int, seed: int) -> bool:
 
 
 def what_learns(section: Population, line: int, stage: int) -> str:
-    """What a line's policy is at the end of this stage, in words."""
+    """What a line's policy is at the end of this stage, in words. Who is drawn from is no best response, however it was learned."""
+    answer = "best response" if plays_greedily(section) else "approximate best response"
     if section.name == "pipeline_psro":
         level = next(level for level in range(stage + 1, stage + section.levels + 1) if (level - 1) % section.levels == line)
-        return f"best response, level {level}" if level == stage + 1 else f"level {level}, still learning"
+        return f"{answer}, level {level}" if level == stage + 1 else f"level {level}, still learning"
     if section.name == "anytime_psro":
-        return "best response" if (stage + 1) % section.updates == 0 else "still learning"
+        return answer if (stage + 1) % section.updates == 0 else "still learning"
     if section.exploiters:
         return f"{section.exploiters[line - 1]} exploiter" if line else "main agent"
     if section.name == "psro" and section.responses > 1:
-        return f"best response, target {line + 1}"
-    return "best response" if section.name in ("psro", "fictitious_play") else "learned"
+        return f"{answer}, target {line + 1}"
+    return answer if section.name in ("psro", "fictitious_play") else "learned"
+
+
+def plays_greedily(section: Population) -> bool:
+    """Whether what joins takes its most likely actions, instead of being drawn from."""
+    return section.name in BEST_RESPONSES if section.greedy is None else section.greedy
 
 
 def needed(section: Population, stage: int, players: int) -> np.ndarray:

@@ -11,7 +11,7 @@ from torch import Tensor
 from marl_hpc.config import Population, needs_table
 from marl_hpc.games import Game, mixture_policy, nash_conv
 from marl_hpc.populations import Member, PayoffTable, PolicyId, PolicyPopulation, content_hash
-from marl_hpc.populations.schemes import BEST_RESPONSES, Strategy, lines_of, number_of, resets, what_learns
+from marl_hpc.populations.schemes import Strategy, lines_of, number_of, plays_greedily, resets, what_learns
 from marl_hpc.roles.casting import FrozenPolicies, Player, learning_in, pin_name, populations_of
 from marl_hpc.roles.clients import ParameterClient
 from marl_hpc.roles.population import PopulationClient
@@ -35,7 +35,6 @@ class Growth:
         self.players, self.places = players, places
         self.section, self.populations, self.seed, self.lines = section, populations, seed, lines_of(section)
         self.parameters, self.client, self.records = parameters, client, records
-        self.greedy = section.name in BEST_RESPONSES if section.greedy is None else section.greedy
 
     def begin(self, replicas: Sequence[Replica]) -> None:
         """Add what populations start with."""
@@ -50,7 +49,7 @@ class Growth:
 
     @property
     def played(self) -> str:
-        return "greedy" if self.greedy else "drawn"
+        return "greedy" if plays_greedily(self.section) else "drawn"
 
     def freeze(self, replicas: Sequence[Replica], stage: int, env_steps: int) -> None:
         """Add what has been learned, when this stage begins, after so many environment steps of the run."""

@@ -133,6 +133,13 @@ def test_every_level_is_one_lines_from_when_it_begins_until_it_is_final():
             assert begins(section, line, stage) == said[stage - 1].startswith("best response")
 
 
+def test_what_is_drawn_from_isnt_called_a_best_response():
+    said = {greedy: what_learns(Population(name="fictitious_play", greedy=greedy), 0, 3) for greedy in (None, False, True)}
+    assert said == {None: "approximate best response", False: "approximate best response", True: "best response"}
+    assert what_learns(Population(name="psro"), 0, 3) == "best response"  # greedy by default
+    assert what_learns(Population(name="psro", greedy=False), 0, 3) == "approximate best response"
+
+
 def test_the_anytime_mixture_is_what_regret_matching_makes_of_the_answers():
     """Two final policies: what began, and the answer to it; three snapshots answer since."""
     section = {"updates": 3}
