@@ -218,23 +218,30 @@ def area(curve: list[list[float]]) -> float:
     return float(np.trapezoid(values, steps) / (steps[-1] - steps[0]))
 
 
+SEATS = ("first", "second")
+
+
 def tictactoe() -> list[str]:
     record = recorded("tictactoe")
     if record is None:
         return []
+    games = {
+        key: key if "," in key else f"{key}, random" for run in record["runs"] for key in run if key.partition(",")[0] in SEATS
+    }
+    opponents = " and ".join(f"a {name}" for name in dict.fromkeys(title.partition(", ")[2] for title in games.values()))
     lines = [
         "",
-        "`python benchmarks/tictactoe.py`: PettingZoo's tictactoe_v3 after self-play (`experiment=tictactoe/ppo`), greedy against a random and a perfect player.",
+        f"`python benchmarks/tictactoe.py`: PettingZoo's tictactoe_v3 after self-play (`experiment=tictactoe/ppo`), greedy against {opponents} player.",
         "",
         "| seed | seat, opponent | games | wins | draws | losses | illegal actions | environment steps | commit |",
         "|---|---|---|---|---|---|---|---|---|",
     ]
     for run in record["runs"]:
-        for seat in [key for key in run if key.partition(",")[0] in ("first", "second")]:
+        for seat in [key for key in run if key in games]:
             row = run[seat]
             shares = " | ".join(f"{100 * row[key]:.2f} %" for key in ("wins", "draws", "losses"))
             lines.append(
-                f"| {run['seed']} | {seat if ',' in seat else f'{seat}, random'} | {row['games']:,} | {shares} | {row['illegal']} | {run['env_steps']:,} | {run['git']['commit'][:8]} |"
+                f"| {run['seed']} | {games[seat]} | {row['games']:,} | {shares} | {row['illegal']} | {run['env_steps']:,} | {run['git']['commit'][:8]} |"
             )
     return lines
 
@@ -243,10 +250,11 @@ def double_oracle() -> list[str]:
     record = recorded("psro_exact")
     if record is None:
         return []
+    seeds = {run["seed"] for run in record["runs"]}
     return [
         "",
         "`python benchmarks/psro_exact.py`: PSRO with exact best responses from uniform policies, CPU-seconds until NashConv (sum over players, "
-        "checked by OpenSpiel) was first so low, median (range) of runs, and at which iteration; one core, commit "
+        f"checked by OpenSpiel) was first so low, median (range) of {len(seeds)} runs, and at which iteration; one core, commit "
         f"{record['git']['commit'][:8]}.",
         "",
         *record["table"].splitlines(),
@@ -257,14 +265,23 @@ def compiled_games() -> list[str]:
     record = recorded("compiled_games")
     if record is None:
         return []
+    rows = record["steps_per_cpu_s"]
+    sides = next(iter(rows.values()))
+    titles = {"compiled": "the game alone", "environment": "`openspiel_fast` environment", "openspiel": "OpenSpiel"}
+    columns = [titles.get(side) or side.replace("environment", titles["environment"]) for side in sides]
+
+    def cell(rates: list[float]) -> str:
+        return f"{np.median(rates):,.0f} ({min(rates):,.0f} … {max(rates):,.0f})"
+
     return [
         "",
-        f"`python benchmarks/compiled_games.py`: steps a CPU-second of {record['copies']:,} copies of compiled games, beside OpenSpiel's states "
-        f"stepped from Python, random legal actions; commit {record['git']['commit'][:8]}.",
+        f"`python benchmarks/compiled_games.py`: steps a CPU-second of {record['copies']:,} copies of compiled games where not said otherwise, beside "
+        f"OpenSpiel's states stepped from Python; random legal actions, median of {record['repeats']} (range), mean returns checked against the "
+        f"uniform policy's exact ones; commit {record['git']['commit'][:8]}.",
         "",
-        "| game | compiled | OpenSpiel |",
-        "|---|---|---|",
-        *(f"| {name} | {row['compiled']:,.0f} | {row['openspiel']:,.0f} |" for name, row in record["steps_per_cpu_s"].items()),
+        f"| game | {' | '.join(columns)} |",
+        f"|---|{'---|' * len(columns)}",
+        *(f"| {name} | {' | '.join(map(cell, row.values()))} |" for name, row in rows.items()),
     ]
 
 
@@ -282,10 +299,11 @@ def learned_populations() -> list[str]:
     lines = [
         "",
         "`python benchmarks/populations.py`: NashConv (sum over players, checked by OpenSpiel) of learned populations, each run on one core "
-        "unless roles say otherwise.",
+        "unless roles say otherwise. Beside PSRO: what computed best responses come to (`experiment=kuhn_psro_exact`, `leduc_psro_exact`) after as "
+        "many iterations, or when they converge before.",
         "",
-        "| game | scheme | NashConv, mean over seeds | by seed | environment steps | minutes | commit |",
-        "|---|---|---|---|---|---|---|",
+        "| game | scheme | NashConv, mean over seeds | by seed | with computed best responses | environment steps | minutes | commit |",
+        "|---|---|---|---|---|---|---|---|",
     ]
     for name, entry in record["entries"].items():
         game, scheme = name.split("_", 1)
@@ -293,9 +311,13 @@ def learned_populations() -> list[str]:
         gaps = [abs(run["nash_conv"]) for run in runs]
         roles = ", ".join(override for override in entry["overrides"] if override.startswith("roles."))
         minutes = [run["wall_s"] / 60 for run in runs]
+        computed = "–"
+        if scheme == "psro":
+            iteration = min(len(runs[0]["curve"]), len(entry["computed"])) - 1
+            computed = f"{abs(entry['computed'][iteration]):.3f}, iteration {iteration}"
         lines.append(
             f"| {game} | {SCHEMES[scheme]}{f' ({roles})' if roles else ''} | {sum(gaps) / len(gaps):.3f} | {' '.join(f'{gap:.3f}' for gap in gaps)} | "
-            f"{runs[0]['env_steps']:,} | {min(minutes):.1f} … {max(minutes):.1f} | {runs[0]['git']['commit'][:8]} |"
+            f"{computed} | {runs[0]['env_steps']:,} | {min(minutes):.1f} … {max(minutes):.1f} | {runs[0]['git']['commit'][:8]} |"
         )
     return lines
 

@@ -215,11 +215,10 @@ class Builder:
         return workers, {name: table for name, table in found.items() if table is not None}
 
     def loaded(self, shard: Any) -> Any:
-        if self.resumed and not shard.load(self.resumed[0]):
-            print(
-                f"dataset/{shard.index}: the checkpoint has no replay for it (another number of shards?); it fills up anew",
-                flush=True,
-            )
+        if self.resumed:
+            shares = [self.nearest.count(k) / len(self.nearest) for k in range(self.counts["dataset"])]
+            if left := shard.load(self.resumed[0], shares):
+                print(f"dataset/{shard.index}: {left}", flush=True)
         return shard
 
     def agents(self, index: int, exchanges: Mapping[str, Exchange]) -> list[Any]:

@@ -172,6 +172,7 @@ class Population:
     # who learns beside the main agents (Vinyals et al. 2019): main, against them alone | league, against everybody
     exploiters: list[str] = field(default_factory=list)
     levels: int = 2  # that learn side by side, each against those below it (McAleer et al. 2020)
+    responses: int = 1  # best responses of a player that learn side by side, for meta-solvers that ask for several
     updates: int = 10  # stages that a best response is learned for, while its opponents' mixture is updated (McAleer et al. 2022)
     lag: int = 0  # 1: the newest policies' payoffs are simulated while others learn, who meet them a stage later
     power: float = 2.0  # opponents are met in proportion to (1 - the newest one's rate of wins)^power (Vinyals et al. 2019)
@@ -390,7 +391,7 @@ def computes_population(config: Config) -> bool:
 EXPLOITERS = ("main", "league")
 SIMULATED = ("half_width", "min_episodes", "max_episodes")
 LEARNED_ONLY = (
-    "every_steps", "greedy", "fresh", "live", "delta", "anticipatory", "exploiters", "levels", "updates", "lag", "power", "cross_play", "payoffs",
+    "every_steps", "greedy", "fresh", "live", "delta", "anticipatory", "exploiters", "levels", "responses", "updates", "lag", "power", "cross_play", "payoffs",
     *SIMULATED, "cache",
 )  # fmt: skip
 NEEDS_TABLE = ("psro", "pipeline_psro", "anytime_psro", "league")  # schemes that look at payoffs
@@ -399,7 +400,7 @@ POPULATION_OPTIONS = {  # whose they are; others are everybody's
     **dict.fromkeys(("meta_solver", "meta_options"), ("psro", "pipeline_psro")), "regret_steps": ("anytime_psro",),
     "live": ("delta_uniform", "league"), "delta": ("delta_uniform",), "anticipatory": ("nfsp",), "power": ("league",), "exploiters": ("league",),
     "fresh": ("psro", "pipeline_psro", "anytime_psro", "fictitious_play", "delta_uniform", "league"),
-    "levels": ("pipeline_psro",), "updates": ("anytime_psro",),
+    "levels": ("pipeline_psro",), "responses": ("psro",), "updates": ("anytime_psro",),
     "cross_play": ("self_play", "fictitious_play", "delta_uniform", "nfsp"), "lag": NEEDS_TABLE,
 }  # fmt: skip
 ORACLES = {
@@ -442,7 +443,7 @@ def check_population(config: Config) -> None:
                 raise ConfigError(f"population.{f.name}={value} is about population.oracle={needed}; got {oracle}: leave it out")
     if name == "none":
         return
-    for key in ("iterations", "regret_steps", "every_steps", "cache", "levels", "updates"):
+    for key in ("iterations", "regret_steps", "every_steps", "cache", "levels", "responses", "updates"):
         if getattr(population, key) < 1:
             raise ConfigError(f"population.{key}={getattr(population, key)} must be 1 or more")
     for key in ("tolerance", "power"):

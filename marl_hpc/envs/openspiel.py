@@ -17,6 +17,7 @@ from gymnasium import spaces
 from marl_hpc.config import ConfigError
 from marl_hpc.envs.batch import copy_seen, empty_seen, empty_step
 from marl_hpc.envs.grouping import group_agents
+from marl_hpc.envs.networked.hashing import uniform
 from marl_hpc.types import EnvBatch, EnvSpec, Seen, Step
 
 TASKS = (
@@ -93,12 +94,19 @@ class OpenSpielBatch:
         self._game, self.spec, self._places, self._look = self.setting
         self.copies = copies
         self._states: list[Any] = [None] * copies
-        self._random = [np.random.default_rng(0)] * copies
+        self._seeds, self._draws = np.zeros(copies, np.int64), np.zeros(copies, np.int64)  # how often chance has moved
         self._current = empty_seen(self.spec.groups, copies)
+
+    @property
+    def constant_sum(self) -> bool:
+        """Whether OpenSpiel knows that all players' returns sum to the same."""
+        import pyspiel
+
+        return self._game.get_type().utility in (pyspiel.GameType.Utility.ZERO_SUM, pyspiel.GameType.Utility.CONSTANT_SUM)
 
     def reset(self, copies: list[int], seeds: list[int]) -> None:
         for copy, seed in zip(copies, seeds, strict=True):
-            self._random[copy] = np.random.default_rng(seed)
+            self._seeds[copy], self._draws[copy] = seed, 0
             self._states[copy] = self._game.new_initial_state()
             self._chance(copy)
             self._write(copy)
@@ -135,7 +143,10 @@ class OpenSpielBatch:
         state = self._states[copy]
         while state.is_chance_node():
             outcomes, probabilities = zip(*state.chance_outcomes(), strict=True)
-            state.apply_action(int(self._random[copy].choice(outcomes, p=probabilities)))
+            edges, number = np.cumsum(probabilities), chance_number(self._seeds[copy], self._draws[copy])
+            # by rounding the last edge may lie below the number
+            state.apply_action(outcomes[min(int(np.searchsorted(edges, number, side="right")), len(outcomes) - 1)])
+            self._draws[copy] += 1
 
     def _write(self, copy: int) -> None:
         state, (observation, mask, active) = self._states[copy], self._current
@@ -146,6 +157,12 @@ class OpenSpielBatch:
             mask[group][copy, i] = True
             if player == mover:
                 mask[group][copy, i] = state.legal_actions_mask(player)
+
+
+def chance_number(seeds: Any, draws: Any) -> np.ndarray:
+    """What chance's moves are drawn by, in [0, 1): a function of the episode's seed and of how often chance has moved in it before, whole
+    arrays at once. Seeds are from 0 on."""
+    return uniform(seeds, draws)
 
 
 def load(name: str, game: str, parameters: Mapping[str, Any]) -> Any:

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from marl_hpc.config import ConfigError
-from marl_hpc.envs.openspiel import OpenSpielBatch, Setting, setting, tasks
+from marl_hpc.envs.openspiel import OpenSpielBatch, Setting, chance_number, setting, tasks
 from marl_hpc.games import Copies, Game, compile_game
 from marl_hpc.types import EnvBatch, Seen, Step
 
@@ -43,9 +43,9 @@ class CompiledBatch:
     def reset(self, copies: list[int], seeds: list[int]) -> None:
         if len(copies) != len(seeds):
             raise ValueError(f"reset of {len(copies)} copies got {len(seeds)} seeds; give one for each")
-        numbers = [np.random.default_rng(seed).random(self._play.draws) for seed in seeds]
-        self._play.reset(copies, np.array(numbers).reshape(len(copies), self._play.draws))
-        self._shown[copies] = True
+        places = np.asarray(copies, np.int64)
+        self._play.reset(places, chance_number(np.array(seeds, np.int64).reshape(-1, 1), np.arange(self._play.draws)))
+        self._shown[places] = True
 
     def observe(self) -> Seen:
         play, game = self._play, self.game

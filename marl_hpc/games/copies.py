@@ -76,7 +76,7 @@ class Copies:
         actions = np.asarray(actions)
         if actions.shape != (self.copies,):
             raise ValueError(f"actions have shape {actions.shape}; expected ({self.copies},)")
-        inside = np.clip(actions, 0, self.game.actions - 1)
+        inside = np.minimum(np.maximum(actions, 0), self.game.actions - 1)  # np.clip takes longer for few copies
         reached = self.game.child[self.at, inside]
         bad = (reached < 0) | (inside != actions)
         if bad.any():
@@ -102,5 +102,5 @@ class Copies:
             rank = self._rank[at]
             found = np.searchsorted(self._edges, rank + self._uniforms[moving, game.draws[at]], side="right")
             # by rounding the edge of a history's outcomes may lie just inside of the next one's
-            self.at[moving] = self._outcome[np.clip(found, self._first[rank], self._last[rank])]
+            self.at[moving] = self._outcome[np.minimum(np.maximum(found, self._first[rank]), self._last[rank])]
             moving = moving[game.player[self.at[moving]] == CHANCE]

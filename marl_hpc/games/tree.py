@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 CHANCE, TERMINAL = -1, -4  # as in OpenSpiel
+ZERO_SUM_TOLERANCE = 1e-9  # by how much the sum of all returns may vary, as a share of the largest
 
 
 class Stage(NamedTuple):
@@ -60,6 +61,12 @@ class Game:
     # what players see, where the game was compiled with it
     seen: np.ndarray | None = None  # [H, players] rows of `views`
     views: np.ndarray | None = None  # [different views, size] float32
+
+    @property
+    def zero_sum(self) -> bool:
+        """Whether all players' returns sum to the same constant, however the game ends."""
+        last = self.returns[self.terminal]
+        return bool(np.ptp(last.sum(1)) <= ZERO_SUM_TOLERANCE * np.abs(last).max())
 
     def states(self, player: int) -> int:
         """I: how many information states a player has."""

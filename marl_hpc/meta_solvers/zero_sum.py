@@ -73,12 +73,12 @@ def zero_sum(caller: str, payoffs: Any) -> np.ndarray:
     if len(table) != 2:
         raise ValueError(
             f"{caller} solves two-player zero-sum games, this one has {len(table)} players; use coarse_correlated_equilibrium, "
-            "correlated_equilibrium, alpha_rank, regret_matching or projected_replicator_dynamics"
+            "alpha_rank, regret_matching or projected_replicator_dynamics"
         )
     total = table[0] + table[1]
     if np.ptp(total) > ZERO_SUM_TOLERANCE * max(np.ptp(table[0]), np.ptp(table[1])):
         raise ValueError(
             f"{caller} solves zero-sum games, these payoffs sum to {total.min():.6g} … {total.max():.6g}; use "
-            "coarse_correlated_equilibrium, correlated_equilibrium, alpha_rank, regret_matching or projected_replicator_dynamics"
+            "coarse_correlated_equilibrium, alpha_rank, regret_matching or projected_replicator_dynamics"
         )
     return table[0]

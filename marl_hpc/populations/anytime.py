@@ -20,8 +20,6 @@ from marl_hpc.meta_solvers.normal_form import independent
 from marl_hpc.populations.population import PolicyPopulation
 from marl_hpc.populations.psro import Iteration, begin, grow, play
 
-ZERO_SUM_TOLERANCE = 1e-9  # by how much the sum of both returns may vary, as a share of the largest
-
 
 class Restricted(NamedTuple):
     """The least exploitable mixture of a population that was found."""
@@ -58,8 +56,7 @@ def anytime_psro(
             f"iterations={iterations}, regret_steps={regret_steps}, tolerance={tolerance}; expected 1 or more of each, and a tolerance "
             "of 0 or more"
         )
-    total = game.returns[game.terminal].sum(1)
-    if game.players != 2 or np.ptp(total) > ZERO_SUM_TOLERANCE * np.abs(game.returns[game.terminal]).max():
+    if game.players != 2 or not game.zero_sum:
         raise ValueError(
             f"{game.name} isn't a two-player zero-sum game, which anytime_psro needs; use psro with another meta-solver"
         )

@@ -27,12 +27,14 @@ class PolicyId(NamedTuple):
 
 
 class Member(NamedTuple):
-    """A frozen policy's lineage."""
+    """A frozen policy's lineage. Its values are all that it acts by: policies have no statistics of observations or rewards beside their
+    parameters (those of values are critics', which aren't frozen)."""
 
     id: PolicyId
-    parent: int | None  # the number, in the same population, of the policy that its training started from
+    parent: int | None  # the number, in the same population, of the policy that its training started from; None: from scratch
     iteration: int  # of the algorithm that added it; those it started with are of 0
-    env_steps: int  # environment steps that its training took; 0 where it was computed
+    env_steps: int  # environment steps that its training took, its ancestors' included; 0 where it was computed
+    run_steps: int  # environment steps of the whole run when it was frozen
     made_by: str  # in words, such as "best response"
     played: (
         str  # how it takes actions: drawn (from its probabilities) | greedy (its most likely one) | uniform (whatever its values)
@@ -125,13 +127,14 @@ class PolicyPopulation:
         parent: int | None = None,
         iteration: int = 0,
         env_steps: int = 0,
+        run_steps: int = 0,
         played: str = "drawn",
     ) -> Member:
         """Freeze a policy under the next name of its population. Doing so again changes nothing.
 
         Raises ValueError where the name stands for something else already, isn't the next one, or where the parent isn't known.
         """
-        new = Member(PolicyId(*name), parent, iteration, env_steps, made_by, played, content_hash(values))
+        new = Member(PolicyId(*name), parent, iteration, env_steps, run_steps, made_by, played, content_hash(values))
         self.admit(new)
         self._values.put(new.id, values)
         return new
@@ -148,8 +151,10 @@ class PolicyPopulation:
             raise ValueError(f"policy {name} isn't the next one of its population; that is {self.next_id(name.population)}")
         if parent is not None and not 0 <= parent < len(members):
             raise ValueError(f"policy {name} has parent {parent}; expected one of the {len(members)} that are there, or None")
-        if new.iteration < 0 or new.env_steps < 0:
-            raise ValueError(f"policy {name} has iteration={new.iteration}, env_steps={new.env_steps}; neither can be negative")
+        if min(new.iteration, new.env_steps, new.run_steps) < 0:
+            raise ValueError(
+                f"policy {name} has iteration={new.iteration}, env_steps={new.env_steps}, run_steps={new.run_steps}; none can be negative"
+            )
         if new.played not in PLAYED:
             raise ValueError(f"policy {name} has played={new.played!r}; expected one of: {', '.join(PLAYED)}")
         members.append(new)
@@ -172,10 +177,10 @@ class PolicyPopulation:
         """Lineages and hashes for `load_state`, without the values: those are stored by who holds them."""
         members = list(self)
         text = json.dumps([[member.made_by, member.played, member.content] for member in members])
-        numbers = [(*m.id, -1 if m.parent is None else m.parent, m.iteration, m.env_steps) for m in members]
+        numbers = [(*m.id, -1 if m.parent is None else m.parent, m.iteration, m.env_steps, m.run_steps) for m in members]
         return {
             "populations": np.array(self.populations),
-            "numbers": np.array(numbers, np.int64).reshape(len(members), 5),
+            "numbers": np.array(numbers, np.int64).reshape(len(members), 6),
             "text": np.frombuffer(text.encode(), np.uint8).copy(),
         }
 
@@ -186,11 +191,11 @@ class PolicyPopulation:
             raise ValueError(f"the state is of populations {found}, these are {self.populations}; load it into the same ones")
         text = json.loads(np.asarray(state["text"]).tobytes())
         members: list[list[Member]] = [[] for _ in self._members]
-        for (population, number, parent, iteration, env_steps), (made_by, played, content) in zip(
+        for (population, number, parent, iteration, env_steps, run_steps), (made_by, played, content) in zip(
             np.asarray(state["numbers"]).tolist(), text, strict=True
         ):
             ancestor = None if parent < 0 else parent
-            member = Member(PolicyId(population, number), ancestor, iteration, env_steps, made_by, played, content)
+            member = Member(PolicyId(population, number), ancestor, iteration, env_steps, run_steps, made_by, played, content)
             members[population].append(member)
         self._members = members
 

@@ -17,10 +17,11 @@ import numpy as np
 from marl_hpc import meta_solvers
 from marl_hpc.config import ConfigError, Population
 from marl_hpc.keyed_random import RESET, generator
-from marl_hpc.meta_solvers.normal_form import independent
+from marl_hpc.meta_solvers.normal_form import TOLD, independent
 
 LEARNS = -1  # in place of a member's number: who plays as it learns; LEARNS - k by line k
 BOLD = 0.1  # the rate of wins below which a main exploiter leaves the main agents of today alone (Vinyals et al. 2019)
+ZERO_SUM_TOLERANCE = 1e-6  # by how much the sum of both payoffs may vary, as a share of the largest
 LEAGUE_RESETS = 0.25  # how often a league exploiter begins anew after a stage (the same)
 
 
@@ -64,7 +65,8 @@ def self_play(known: Known, section: Population) -> Strategy:
 
 
 def fictitious_play(known: Known, section: Population) -> Strategy:
-    """A best response to the average of the past (Heinrich et al. 2015); it amounts to that average. What populations began with counts
+    """An approximate best response to the average of the past, drawn from as it was learned (Heinrich et al. 2015, whose theorem lets it come
+    closer to a best response over time); a pure one with population.greedy. It amounts to that average. What populations began with counts
     until something has been learned."""
     mixtures = [recent(known.size, max(1, known.size - 1))] * known.players
     return Strategy((meetings_of(mixtures),), (0.0,), tuple(mixtures))
@@ -124,10 +126,12 @@ def against_main(player: int, wins: Sequence[np.ndarray], known: Known) -> Meeti
 def psro(known: Known, section: Population) -> Strategy:
     """Best responses to what the meta-solver says (Lanctot et al. 2017); it amounts to the meta-strategy.
 
-    Raises ValueError for a meta-solver that wants several best responses of a player at once.
+    Where the meta-solver asks for several best responses of a player at once, as rectified PSRO (Balduzzi et al. 2019) and PSRO for
+    correlated equilibria (Marris et al. 2021) do, `responses` lines learn one each: those for the strategies that are played most, in this
+    order. Of fewer that are asked for, the first are learned by several lines.
     """
-    meetings, mixtures = solved(known, section, range(known.size))
-    return Strategy((meetings,), (0.0,), mixtures)
+    meetings, mixtures = solved(known, section, range(known.size), known.lines)
+    return Strategy(meetings, (0.0,) * known.lines, mixtures)
 
 
 def pipeline_psro(known: Known, section: Population) -> Strategy:
@@ -138,7 +142,7 @@ def pipeline_psro(known: Known, section: Population) -> Strategy:
     meetings: list[tuple[Meeting, ...]] = [()] * known.lines
     mixtures: tuple[np.ndarray, ...] = ()
     for level in range(known.stage + 1, known.stage + known.lines + 1):
-        meetings[(level - 1) % known.lines], mixtures = solved(known, section, below[: level if known.stage else 1])
+        (meetings[(level - 1) % known.lines],), mixtures = solved(known, section, below[: level if known.stage else 1], 1)
     return Strategy(tuple(meetings), (0.0,) * known.lines, mixtures)
 
 
@@ -156,8 +160,14 @@ def levels_below(stage: int, lines: int) -> list[int]:
 def anytime_psro(known: Known, section: Population) -> Strategy:
     """Best responses that learn while the mixture they answer is being updated against them, by regret matching+ (McAleer et al. 2022;
     Tammelin et al. 2015): one update each stage, `updates` stages for a best response. It amounts to the average of the mixtures that the
-    newest best responses were learned against."""
+    newest best responses were learned against. Raises ValueError where payoffs don't sum to a constant."""
     assert known.payoffs is not None, "the table is complete before"
+    total = known.payoffs.sum(0)
+    if np.nanmax(total) - np.nanmin(total) > ZERO_SUM_TOLERANCE * np.nanmax(np.abs(known.payoffs)):
+        raise ValueError(
+            f"anytime_psro is for two-player zero-sum games, and payoffs sum to {np.nanmin(total):.6g} … {np.nanmax(total):.6g}; choose "
+            "population=psro with a population.meta_solver for general-sum games, such as coarse_correlated_equilibrium"
+        )
     averages = played = [np.ones(1)] * 2
     for begun in range(0, known.stage + 1, section.updates):
         finals = np.arange(0, begun + 1, section.updates)
@@ -188,28 +198,41 @@ def carried(mixture: np.ndarray, size: int) -> np.ndarray:
     return np.append(mixture * (1 - new / size), np.full(new, 1 / size))
 
 
-def solved(known: Known, section: Population, members: Sequence[int]) -> tuple[tuple[Meeting, ...], tuple[np.ndarray, ...]]:
-    """(whom each player meets, mixtures [size]), by the meta-solver's solution of the game among some members of each population."""
+def solved(
+    known: Known, section: Population, members: Sequence[int], lines: int
+) -> tuple[tuple[tuple[Meeting, ...], ...], tuple[np.ndarray, ...]]:
+    """(for so many lines whom each player meets, mixtures [size]), by the meta-solver's solution of the game among some members of each
+    population."""
     assert known.payoffs is not None, "the table is complete before"
     chosen = np.array(members)
     found = configured(section)(known.payoffs[(slice(None), *np.ix_(*[chosen] * known.players))])
-    meetings = []
-    for player, targets in enumerate(found.opponents):
-        if len(targets) != 1:
-            raise ValueError(
-                f"population.meta_solver={section.meta_solver} wants {len(targets)} best responses of player {player} at once, and one is "
-                "learned at a time: choose a solver with one, such as nash or coarse_correlated_equilibrium, or population.oracle=exact"
-            )
-        target = np.asarray(targets[0])
-        places = np.argwhere(target > 1e-9)
-        weights = target[tuple(places.T)]
-        meetings.append(Meeting(np.insert(chosen[places], player, LEARNS, axis=1), weights / weights.sum()))
+    by_player = []
+    for player, (targets, mixture) in enumerate(zip(found.opponents, found.mixtures, strict=True)):
+        order = most_played(mixture, len(targets))
+        meetings = []
+        for line in range(lines):
+            target = np.asarray(targets[order[line % len(order)]])
+            places = np.argwhere(target > 1e-9)
+            weights = target[tuple(places.T)]
+            meetings.append(Meeting(np.insert(chosen[places], player, LEARNS, axis=1), weights / weights.sum()))
+        by_player.append(meetings)
     mixtures = []
     for mixture in found.mixtures:
         spread = np.zeros(known.size)
         spread[chosen] = mixture
         mixtures.append(spread)
-    return tuple(meetings), tuple(mixtures)
+    return tuple(zip(*by_player, strict=True)), tuple(mixtures)
+
+
+def most_played(mixture: np.ndarray, targets: int) -> np.ndarray:
+    """A player's targets by how often the strategy is played that they belong to, the most often first; as they are where they belong to
+    none.
+
+    >>> most_played(np.array([0.2, 0.0, 0.5, 0.3]), 3).tolist(), most_played(np.array([0.2, 0.8]), 3).tolist()
+    ([1, 2, 0], [0, 1, 2])
+    """
+    played = mixture[mixture > TOLD]
+    return np.argsort(-played, kind="stable") if len(played) == targets else np.arange(targets)
 
 
 SCHEMES: dict[str, Scheme] = {
@@ -217,11 +240,13 @@ SCHEMES: dict[str, Scheme] = {
     "pipeline_psro": pipeline_psro, "anytime_psro": anytime_psro, "nfsp": self_play,
 }  # fmt: skip
 ALL_LEARN = ("self_play", "nfsp")  # nobody meets frozen policies
-BEST_RESPONSES = ("psro", "pipeline_psro", "anytime_psro")  # what joins is a best response, made greedy
+BEST_RESPONSES = ("psro", "pipeline_psro", "anytime_psro")  # what joins is a best response to a mixture of its own, made greedy
 
 
 def lines_of(section: Population) -> int:
     """How many policies of a player learn side by side."""
+    if section.name == "psro":
+        return section.responses
     return section.levels if section.name == "pipeline_psro" else 1 + len(section.exploiters)
 
 
@@ -249,15 +274,23 @@ def resets(section: Population, line: int, stage: int, seed: int) -> bool:
 
 
 def what_learns(section: Population, line: int, stage: int) -> str:
-    """What a line's policy is at the end of this stage, in words."""
+    """What a line's policy is at the end of this stage, in words. Who is drawn from is no best response, however it was learned."""
+    answer = "best response" if plays_greedily(section) else "approximate best response"
     if section.name == "pipeline_psro":
         level = next(level for level in range(stage + 1, stage + section.levels + 1) if (level - 1) % section.levels == line)
-        return f"best response, level {level}" if level == stage + 1 else f"level {level}, still learning"
+        return f"{answer}, level {level}" if level == stage + 1 else f"level {level}, still learning"
     if section.name == "anytime_psro":
-        return "best response" if (stage + 1) % section.updates == 0 else "still learning"
+        return answer if (stage + 1) % section.updates == 0 else "still learning"
     if section.exploiters:
         return f"{section.exploiters[line - 1]} exploiter" if line else "main agent"
-    return "best response" if section.name in ("psro", "fictitious_play") else "learned"
+    if section.name == "psro" and section.responses > 1:
+        return f"{answer}, target {line + 1}"
+    return answer if section.name in ("psro", "fictitious_play") else "learned"
+
+
+def plays_greedily(section: Population) -> bool:
+    """Whether what joins takes its most likely actions, instead of being drawn from."""
+    return section.name in BEST_RESPONSES if section.greedy is None else section.greedy
 
 
 def needed(section: Population, stage: int, players: int) -> np.ndarray:

@@ -31,13 +31,15 @@ from marl_hpc.networks import load_flat
 from marl_hpc.paradigms import Plan
 from marl_hpc.populations import Lease, Member, PolicyId, content_hash, episode_seeds, exact_cells, profiles
 from marl_hpc.populations.cells import sharing
-from marl_hpc.populations.schemes import ALL_LEARN, LEARNS, Strategy, configured, lines_of
+from marl_hpc.populations.schemes import ALL_LEARN, LEARNS, Strategy, lines_of
+from marl_hpc.populations.suitability import check_solver
 from marl_hpc.roles.acting import Answer, Question, answer
 from marl_hpc.roles.clients import ParameterClient
 from marl_hpc.roles.play import episodes_of
 from marl_hpc.roles.population import PopulationClient, Work
 from marl_hpc.roles.tabulating import remembers_nothing, tabular, tabulates
-from marl_hpc.types import EnvBatch, InterfaceSpec, Step
+from marl_hpc.roles.zero_sum import earned, zero_sum
+from marl_hpc.types import EnvBatch, InterfaceSpec
 
 Networks = dict[str, PolicyNetwork]
 MATCHES = 16  # episodes that are simulated side by side
@@ -287,18 +289,11 @@ class Casting:
             return seeds[episode], generator(seeds[episode], PAYOFF_ACTION)
 
         try:
-            found = episodes_of(env, Match(self), range(len(whom)), start, self.earned, alive=self.busy)
+            places = [player.places for player in self.players]
+            found = episodes_of(env, Match(self), range(len(whom)), start, lambda step: earned(step, places), alive=self.busy)
         finally:
             self.cast = before
         return np.array([returns for returns, _ in found])
-
-    def earned(self, step: Step) -> np.ndarray:
-        """[B, players]: rewards of a step, means over a player's agents."""
-        each = [
-            np.concatenate([step.reward[group][:, places] for group, places in player.places.items()], 1).mean(1)
-            for player in self.players
-        ]
-        return np.stack(each, 1)
 
     def compute(self, cells: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """These cells exactly, as `PayoffTable.fill` takes them."""
@@ -419,6 +414,11 @@ def check(config: Config, plans: Sequence[Plan], env: EnvBatch) -> None:
             f"population=anytime_psro with env={config.env['name']}: it is for two-player zero-sum games, and here are {len(players)} players; "
             "choose population=psro with another meta_solver"
         )
+    if section.name == "anytime_psro" and not zero_sum(env, [player.places for player in players]):
+        raise ConfigError(
+            f"population=anytime_psro with env={config.env['name']}: it is for two-player zero-sum games, and here returns don't sum to a constant; "
+            "choose population=psro with a population.meta_solver for general-sum games, such as coarse_correlated_equilibrium"
+        )
     if section.payoffs == "exact":
         try:
             game = game_of(plans, env)
@@ -436,4 +436,10 @@ def check(config: Config, plans: Sequence[Plan], env: EnvBatch) -> None:
             f"share a population, more than population.max_episodes={section.max_episodes}: leave it out, or set groups=separate"
         )
     if section.name in ("psro", "pipeline_psro"):
-        configured(section)
+        check_solver(
+            section,
+            config.env["name"],
+            len(players),
+            symmetric=len(set(populations_of(players))) == 1,
+            zero_sum=lambda: zero_sum(env, [player.places for player in players]),
+        )

@@ -9,11 +9,12 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
+from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
@@ -21,7 +22,7 @@ from marl_hpc.comm.peers import Parking
 from marl_hpc.keyed_random import REPLAY, RESERVOIR, generator
 from marl_hpc.storage.checkpoint import checksum
 from marl_hpc.storage.replay import ReplayTable
-from marl_hpc.storage.reservoir import IMITATED, SEEN, Reservoir
+from marl_hpc.storage.reservoir import IMITATED, SEEN, Reservoir, capacity_of, dealt
 
 
 class Fragment(NamedTuple):
@@ -156,22 +157,30 @@ class DatasetShard:
             state |= {f"{name}:reservoir.{key}": x for name, own in self.reservoirs.items() for key, x in own.state().items()}
             if not state:
                 return None
-            path = Path(folder) / f"dataset-{self.index}.safetensors"
+            path = shard_file(Path(folder), self.index)
             save_file(state, path)
         return path.name, checksum(path)
 
-    def load(self, folder: Path) -> bool:
-        """Take up the replay tables of a checkpoint; False where it has none for this shard."""
-        path = folder / f"dataset-{self.index}.safetensors"
-        if not path.is_file():
-            return not self.tables
-        state = load_file(path)
+    def load(self, folder: Path, shares: Sequence[float]) -> str:
+        """Take up the replay tables of a checkpoint, and of its reservoirs this shard's part: `shares` are those of all shards now. Returns what is
+        left behind where it was made by other shards, in words."""
+        files = [path for k in range(len(list(folder.glob("dataset-*.safetensors")))) if (path := shard_file(folder, k)).is_file()]
+        for place, (name, own) in enumerate(sorted(self.reservoirs.items())):
+            states = [read(path, f"{name}:reservoir.") for path in files]
+            capacities = [capacity_of(own.config, share) for share in shares]
+            if [int(state["capacity"]) for state in states] != capacities:
+                states = dealt(states, capacities, generator(self.seed, RESERVOIR, self.consumed, place))
+            own.load_state(states[self.index])
+        if not self.tables:
+            return ""
+        if self.index >= len(files):
+            return "the checkpoint has no replay for it, it was made by fewer shards; it fills up anew"
+        state = load_file(files[self.index])
         for name, table in self.tables.items():
             table.load_state({key.removeprefix(f"{name}:"): x for key, x in state.items() if key.startswith(f"{name}:")})
-        for name, own in self.reservoirs.items():
-            prefix = f"{name}:reservoir."
-            own.load_state({key.removeprefix(prefix): x for key, x in state.items() if key.startswith(prefix)})
-        return True
+        if self.index == 0 and len(files) > len(shares):
+            return f"the replay of {len(files) - len(shares)} of the checkpoint's {len(files)} shards is left behind: there are {len(shares)} now"
+        return ""
 
     def acknowledge(self, iteration: int, interface: str, part: int) -> None:
         """This consumer has learned from the iteration; once all have, its fragments go and writers get room."""
@@ -218,6 +227,16 @@ class DatasetShard:
 
     def close(self) -> None:
         self.parking.close({"stopping": True})
+
+
+def shard_file(folder: Path, index: int) -> Path:
+    return folder / f"dataset-{index}.safetensors"
+
+
+def read(path: Path, prefix: str) -> dict[str, Tensor]:
+    """What a file has whose names begin like that, without their beginning."""
+    with safe_open(path, "pt") as file:
+        return {name.removeprefix(prefix): file.get_tensor(name) for name in file.keys() if name.startswith(prefix)}  # noqa: SIM118
 
 
 def bytes_of(rows: dict[str, dict[str, Tensor]]) -> int:

@@ -28,6 +28,7 @@ from marl_hpc.populations import (
     self_play,
 )
 from marl_hpc.populations.schemes import configured
+from marl_hpc.populations.suitability import check_solver
 from marl_hpc.roles.clients import World
 from marl_hpc.roles.population_folder import PopulationFolder
 from marl_hpc.roles.recorder import Recorder
@@ -221,6 +222,9 @@ def check(config: Config, game: Game | None) -> None:
             f"population.oracle=exact computes best responses in games that are written down whole, and env={config.env['name']} isn't one; "
             "choose one of openspiel_fast/…"
         )
+    if section.name == "psro":
+        # a game's tables may be symmetric although players have a population each
+        check_solver(section, config.env["name"], game.players, symmetric=True, zero_sum=lambda: game.zero_sum)
     try:
         next(scheme(section, game)())
     except (ValueError, TypeError) as error:

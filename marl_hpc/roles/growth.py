@@ -11,7 +11,7 @@ from torch import Tensor
 from marl_hpc.config import Population, needs_table
 from marl_hpc.games import Game, mixture_policy, nash_conv
 from marl_hpc.populations import Member, PayoffTable, PolicyId, PolicyPopulation, content_hash
-from marl_hpc.populations.schemes import BEST_RESPONSES, Strategy, lines_of, number_of, resets, what_learns
+from marl_hpc.populations.schemes import Strategy, lines_of, number_of, plays_greedily, resets, what_learns
 from marl_hpc.roles.casting import FrozenPolicies, Player, learning_in, pin_name, populations_of
 from marl_hpc.roles.clients import ParameterClient
 from marl_hpc.roles.population import PopulationClient
@@ -35,7 +35,6 @@ class Growth:
         self.players, self.places = players, places
         self.section, self.populations, self.seed, self.lines = section, populations, seed, lines_of(section)
         self.parameters, self.client, self.records = parameters, client, records
-        self.greedy = section.name in BEST_RESPONSES if section.greedy is None else section.greedy
 
     def begin(self, replicas: Sequence[Replica]) -> None:
         """Add what populations start with."""
@@ -46,23 +45,32 @@ class Growth:
                 if start != "network":
                     values = {name: torch.zeros_like(x) for name, x in values.items()}
                 played = {"network": self.played, "uniform": "uniform", "pure": "greedy"}[start]
-                self.add(agent.interface, 0, 0, values, f"start: {start}", played, None, 0)
+                self.add(agent.interface, 0, 0, values, f"start: {start}", played, None, 0, 0)
 
     @property
     def played(self) -> str:
-        return "greedy" if self.greedy else "drawn"
+        return "greedy" if plays_greedily(self.section) else "drawn"
 
     def freeze(self, replicas: Sequence[Replica], stage: int, env_steps: int) -> None:
-        """Add what has been learned, when this stage begins."""
+        """Add what has been learned, when this stage begins, after so many environment steps of the run."""
+        before = {member.id: member for member in self.client.members()} if stage > 1 else {}
         for agent, part, _ in replicas:
-            line = agent.interface.line
+            line, own = agent.interface.line, self.populations[agent.interface.foremost]
             if part == 0:
-                alone = stage == 1 or resets(self.section, line, stage - 1, self.seed)
-                parent = None if alone else number_of(stage - 1, line, self.lines)
+                spent, parent = env_steps, self.first_parent(line)
+                if stage > 1:
+                    last = before[PolicyId(own, number_of(stage - 1, line, self.lines))]
+                    alone = resets(self.section, line, stage - 1, self.seed)
+                    parent = None if alone else last.id.number
+                    spent += (0 if alone else last.env_steps) - last.run_steps
                 number, made_by = number_of(stage, line, self.lines), what_learns(self.section, line, stage - 1)
-                self.add(agent.interface, number, stage, agent.policy_values(), made_by, self.played, parent, env_steps)
+                self.add(agent.interface, number, stage, agent.policy_values(), made_by, self.played, parent, spent, env_steps)
             if resets(self.section, line, stage, self.seed):
                 agent.begin_anew(stage)
+
+    def first_parent(self, line: int) -> int | None:
+        """What a line began with: line 0 with what the population did, where that is its network; other lines with networks of their own."""
+        return 0 if line == 0 and (self.section.start or "network") == "network" else None
 
     def useful(
         self, interface: InterfaceSpec, parts: Mapping[str, Tensor], columns: Tensor, total: int
@@ -75,13 +83,13 @@ class Growth:
 
     def add(
         self, interface: InterfaceSpec, number: int, stage: int, values: Mapping[str, Tensor], made_by: str, played: str,
-        parent: int | None, env_steps: int,
+        parent: int | None, env_steps: int, run_steps: int,
     ) -> None:  # fmt: skip
         name = PolicyId(self.populations[interface.foremost], number)
         for policy, flat in values.items():
             self.parameters.keep(pin_name(name, policy.removesuffix(f"+{interface.line}")), stage, flat)
         content = content_hash(np.concatenate([x.numpy() for x in values.values()]))
-        self.client.admit(Member(name, parent, stage, env_steps, made_by, played, content))
+        self.client.admit(Member(name, parent, stage, env_steps, run_steps, made_by, played, content))
 
     def record(self, recorder: Recorder, schedule: Schedule, iteration: int, *, wait: bool) -> None:
         """Write down the stages up to this iteration whose strategies are known; all of them where it waits."""

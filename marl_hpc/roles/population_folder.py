@@ -2,7 +2,7 @@
 
 - `history.jsonl`: a line an iteration, what each player's population was mixed by, and NashConv where it is known;
 - `members.json`: who is in them, and where they come from;
-- `payoffs.json`: what they return against one another, null where that isn't known;
+- `payoffs.json`: what they return against one another, to the last bit, null where that isn't known;
 - `ranking.json`: cross-play, Elo and α-Rank, where there are payoffs (see `populations.ranking`);
 - `policy.json`: the behavior policy that the last mixtures amount to, as OpenSpiel takes it;
 - `policies/`: learned members' policies for `load_policy` and `load_mixture` (see `marl_hpc.policies`).
@@ -60,9 +60,9 @@ class PopulationFolder:
             self.path / "members.json", json.dumps({"populations": population.populations, "members": members}, indent=1)
         )
         known = table.known_payoffs()
-        rounded = np.round(known, 6).astype(object)
-        rounded[np.isnan(known)] = None
-        write_atomically(self.path / "payoffs.json", json.dumps({"sizes": table.sizes, "payoffs": rounded.tolist()}))
+        payoffs = known.astype(object)
+        payoffs[np.isnan(known)] = None
+        write_atomically(self.path / "payoffs.json", json.dumps({"sizes": table.sizes, "payoffs": payoffs.tolist()}))
 
     def rank(self, table: PayoffTable) -> None:
         """How members rank by what the table knows, see `populations.ranking`; nothing where there is no table."""

@@ -1,7 +1,7 @@
 """What an environment promises, as a test for users to import: `env_contract(lambda copies: make("my_module:env", copies=copies))`.
 
 Plays random legal actions and raises ContractError, with copy, agent and step, at the first promise of `EnvBatch` that is broken.
-Imports types only.
+Imports types and random play only.
 """
 
 from __future__ import annotations
@@ -11,7 +11,8 @@ from typing import Any
 
 import numpy as np
 
-from marl_hpc.types import ActionSpace, EnvBatch, EnvSpec, Seen, Step
+from marl_hpc.envs.random_play import random_actions
+from marl_hpc.types import EnvBatch, EnvSpec, Seen, Step
 
 Arrays = dict[str, np.ndarray]  # of one moment, by a readable name
 
@@ -240,19 +241,6 @@ class _Game:
             parts |= {"reward": step.reward, "terminated": step.terminated, "truncated": step.truncated, "over": {"": step.over}}
         arrays = {f"{part} {name}".strip(): array for part, groups in parts.items() for name, array in groups.items()}
         return arrays | {"state": self.env.state() if state is None else state}
-
-
-def random_actions(space: ActionSpace, mask: np.ndarray, random: np.random.Generator) -> np.ndarray:
-    """Legal actions [N, *action_shape] by masks [N, size], uniform; a box's unbounded sides are cut a distance of 1 away."""
-    drawn = random.random(mask.shape)
-    if space.kind == "box":
-        low, high = np.array(space.low), np.array(space.high)
-        low = np.where(np.isfinite(low), low, np.where(np.isfinite(high), high - 1, -1))
-        high = np.where(np.isfinite(high), high, np.maximum(low + 1, 1))
-        return (low + drawn * (high - low)).astype(np.float32)
-    parts = np.split(np.where(mask, drawn, -1), np.cumsum(space.choices)[:-1], -1)
-    chosen = np.stack([part.argmax(-1) for part in parts], -1)
-    return chosen[:, 0] if space.kind == "discrete" else chosen
 
 
 def _edges(env: EnvBatch) -> np.ndarray:

@@ -11,6 +11,7 @@ from marl_hpc.building import make_env
 from marl_hpc.comm.store import Store
 from marl_hpc.comm.world import World
 from marl_hpc.compose import compose
+from marl_hpc.roles.assign import count_roles
 from marl_hpc.storage.checkpoint import newest
 from marl_hpc.train import Rank
 
@@ -27,7 +28,7 @@ def rank(run_dir: Path, *overrides: str, resume: bool = False) -> Rank:
     config = compose([*SMALL, *overrides])
     run_dir.mkdir(parents=True, exist_ok=True)
     env = make_env(config, 1)
-    counts = {"learner": 1, "rollout": 1, "parameter": 1, "dataset": 1, "inference": config.roles.inference}
+    counts = count_roles(config.roles, None)
     job: dict[str, Any] = {
         "spec": env.spec.to_json(), "run_dir": str(run_dir), "devices": ["cpu"], "config": asdict(config),
         "counts": counts, "team": 1,
@@ -41,4 +42,8 @@ def rank(run_dir: Path, *overrides: str, resume: bool = False) -> Rank:
 def train(run_dir: Path, *overrides: str, resume: bool = False) -> list[dict[str, Any]]:
     """Train to the end; the run's metrics, line by line."""
     assert rank(run_dir, *overrides, resume=resume).run() == 0
+    return metrics(run_dir)
+
+
+def metrics(run_dir: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines()]

@@ -41,7 +41,7 @@ def frozen(run_dir, kept=((0, 0), (0, 1), (0, 2), (1, 0), (1, 1), (1, 2)), playe
         )
         values = FlatParameters([build_policy([group], NETWORK)], device="cpu", dtype=torch.float32).values.detach()
         values = torch.randn(len(values), generator=torch.Generator().manual_seed(number)) * (0 if zeros else 0.5)
-        member = Member(PolicyId(population, number), None, number, 0, "learned", played, "")
+        member = Member(PolicyId(population, number), None, number, 0, 0, "learned", played, "")
         policies.append(MemberPolicy(member, f"side{population}", [group], values, NETWORK))
     names = [f"{population}/{number}" for population, number in kept]
     PopulationFolder(run_dir, 0).keep(policies, {"kept": "some", "members": names, "players": list(players)})

@@ -221,6 +221,19 @@ def test_equilibrium_constraints_hold(game, selection):
             assert instead <= (payoffs[i] * coarse.joint).sum() + 1e-6
 
 
+def test_equilibria_of_a_50_by_50_game_leave_no_gains():
+    payoffs = random_game(50, 50, seed=1)
+    found = correlated_equilibrium(payoffs, selection="welfare")
+    best, spread = (coarse_correlated_equilibrium(payoffs, selection=selection) for selection in ("welfare", "entropy"))
+    assert ce_gap(payoffs, found.joint) <= 1e-6
+    welfare = [expected_payoffs(payoffs, x.joint).sum() for x in (spread, found, best)]
+    assert welfare == sorted(welfare)  # every correlated equilibrium is a coarse one
+    for x in (best, spread):
+        assert cce_gap(payoffs, x.joint) <= 1e-6
+    entropies = [-(x.joint * np.log(np.maximum(x.joint, 1e-300))).sum() for x in (best, spread)]
+    assert entropies[0] < entropies[1] <= np.log(2500)
+
+
 def test_best_correlated_equilibrium_of_chicken_is_the_textbooks():
     found = correlated_equilibrium(CHICKEN, selection="welfare")
     np.testing.assert_allclose(found.joint, [[0, 0.25], [0.25, 0.5]], atol=1e-6)  # Aumann 1974: 5.25 each

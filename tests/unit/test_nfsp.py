@@ -13,6 +13,7 @@ from marl_hpc.algorithms.nfsp import NFSP, NFSPConfig
 from marl_hpc.config import ConfigError
 from marl_hpc.networks import load_flat
 from marl_hpc.storage.fragments import unpack
+from marl_hpc.storage.reservoir import Reservoir
 from marl_hpc.types import ActionSpace, GroupSpec, InterfaceSpec
 
 GROUP = GroupSpec(
@@ -136,6 +137,72 @@ def test_a_resumed_run_has_the_reservoir_of_one_that_was_never_stopped(tmp_path)
     for name in ("loss/imitation", "population/nash_conv"):
         assert [line[name] for line in parts if name in line] == [line[name] for line in whole if name in line]
     assert any("loss/imitation" in line for line in whole)
+
+
+SMALL = ("population.anticipatory=0.3", "algorithm.reservoir=64", "population.every_steps=240", "checkpoint.every_steps=240")
+
+
+def noted(rank):
+    """The run's dataset shards as they are built, each with what its reservoir has seen by then."""
+    build, shards = rank.builder.dataset, []
+
+    def noting(index):
+        shard = build(index)
+        shards.append((shard, shard.reservoirs["shared"].seen))
+        return shard
+
+    rank.builder.dataset = noting
+    return shards
+
+
+@pytest.fixture
+def something_was_done(monkeypatch):
+    """Whatever a reservoir gives is an action that was legal."""
+    draw = Reservoir.draw
+
+    def checked(self, random, updates):
+        drawn = draw(self, random, updates)
+        assert drawn["action_mask"].gather(-1, drawn["action"][..., None].long()).all()
+        return drawn
+
+    monkeypatch.setattr(Reservoir, "draw", checked)
+
+
+@pytest.mark.usefixtures("something_was_done")
+def test_two_shards_imitate_what_best_responses_did_over_both(tmp_path):
+    rank = inline.rank(tmp_path, *RUN, *SMALL, "roles.dataset=2", "roles.rollout=2", "budget.env_steps=960")
+    shards = noted(rank)
+    assert rank.run() == 0
+    reservoirs = [shard.reservoirs["shared"] for shard, _ in shards]
+    assert [own.size for own in reservoirs] == [own.capacity for own in reservoirs] == [32, 32]
+    lines = inline.metrics(tmp_path)
+    imitated = [line["loss/imitation"] for line in lines if "loss/imitation" in line]
+    assert len(imitated) > 5
+    assert all(0 < loss < 2 for loss in imitated)
+    assert [line["population/size"] for line in lines if "population/size" in line] == [1, 2, 3, 4, 5]
+
+
+@pytest.mark.usefixtures("something_was_done")
+@pytest.mark.parametrize(("first", "then"), [((2, 2), (1, 1)), ((1, 1), (2, 2)), ((2, 2), (3, 3)), ((2, 2), (2, 3))])
+def test_a_run_goes_on_with_other_numbers_of_shards_and_workers(tmp_path, capsys, first, then):
+    def options(layout, steps):
+        dataset, rollout = layout
+        return (*RUN, *SMALL, f"roles.dataset={dataset}", f"roles.rollout={rollout}", f"budget.env_steps={steps}")
+
+    rank = inline.rank(tmp_path, *options(first, 960))
+    shards = noted(rank)
+    assert rank.run() == 0
+    seen = sum(shard.reservoirs["shared"].seen for shard, _ in shards)
+    rank = inline.rank(tmp_path, *options(then, 1920), resume=True)
+    shards = noted(rank)
+    assert rank.run() == 0
+    said = capsys.readouterr().out
+    assert ("the replay of 1 of the checkpoint's 2 shards is left behind" in said) == (then[0] < first[0])
+    assert ("has no replay for it" in said) == (then[0] > first[0])
+    assert len(shards) == then[0]
+    assert sum(before for _, before in shards) == seen > 64
+    assert sum(shard.reservoirs["shared"].seen for shard, _ in shards) > seen
+    assert sum(shard.reservoirs["shared"].size for shard, _ in shards) >= 60
 
 
 @pytest.mark.parametrize(

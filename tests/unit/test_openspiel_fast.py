@@ -7,6 +7,7 @@ from safetensors.torch import load_file
 from marl_hpc.cli import run
 from marl_hpc.config import ConfigError
 from marl_hpc.envs import make
+from marl_hpc.keyed_random import EPISODE, integer
 from marl_hpc.testing import env_contract
 
 GAMES = {
@@ -63,6 +64,45 @@ def test_same_seeds_and_actions_give_the_same_steps_as_open_spiel(name, groups):
 
 def test_players_may_see_the_observation_instead_of_the_information_state():
     assert same_play("leduc_poker", {"observation": "observation"}, {"player_0": "b", "player_1": "a"}, 40) > 10
+
+
+def test_cards_are_dealt_alike_whatever_the_seeds():
+    """Kuhn poker's six deals: seeds that follow one another, and those of episodes that are keyed by layout-independent numbers."""
+    env = make("openspiel_fast/kuhn_poker", copies=60_000)
+    drawn = [integer(7, EPISODE, copy, episode) for copy in range(300) for episode in range(200)]
+    for seeds in (list(range(60_000)), list(range(2**31 - 60_000, 2**31)), drawn):
+        env.reset(list(range(60_000)), seeds)
+        _, counts = np.unique(env.observe().observation["shared"].reshape(60_000, -1), axis=0, return_counts=True)
+        assert len(counts) == 6
+        assert ((counts - 10_000) ** 2 / 10_000).sum() < 25.7  # chi-squared with 5 degrees of freedom: 1 in 10,000
+
+
+def called_through(copies, seeds):
+    """What is seen in an episode of each seed, in which everybody calls; chance moves twice."""
+    env = make("openspiel_fast/leduc_poker", copies=5)
+    env.reset(copies, seeds)
+    seen, over, shown = env.observe(), False, {seed: [] for seed in seeds}
+    while not over:
+        for copy, seed in zip(copies, seeds, strict=True):
+            shown[seed].append(seen.observation["shared"][copy].tolist())
+        step = env.step({"shared": seen.action_mask["shared"][..., 1].astype(int)})
+        seen, over = step.seen, step.over[copies].all()
+    return shown
+
+
+def test_an_episode_is_its_seeds_whatever_copies_are_reset_together():
+    whole = called_through([0, 1, 2, 3, 4], [5, 6, 7, 8, 9])
+    assert len({str(shown) for shown in whole.values()}) > 2
+    for copies, seeds in (([4, 2], [6, 5]), ([3], [8]), ([0, 4], [9, 7])):
+        for seed, shown in called_through(copies, seeds).items():
+            assert shown == whole[seed]
+
+
+def test_a_reset_makes_no_generator_for_each_copy(monkeypatch):
+    env = make("openspiel_fast/leduc_poker", copies=1000)
+    monkeypatch.setattr(np.random, "default_rng", lambda *_: pytest.fail("a reset takes microseconds that way"))
+    env.reset(list(range(1000)), list(range(1000)))
+    assert env.observe().active["shared"].any(1).all()
 
 
 @pytest.mark.parametrize("name", ["kuhn_poker", "leduc_poker", "tiny_hanabi"])

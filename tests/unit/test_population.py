@@ -52,6 +52,7 @@ def test_adding_a_policy_again_changes_nothing():
         (PolicyId(2, 0), np.zeros(3), {}, "no population 2"),
         (PolicyId(0, 2), np.zeros(3), {"parent": 2}, "has parent 2"),
         (PolicyId(0, 2), np.zeros(3), {"env_steps": -1}, "can be negative"),
+        (PolicyId(0, 2), np.zeros(3), {"run_steps": -1}, "can be negative"),
     ],
 )
 def test_a_name_never_stands_for_anything_else(name, values, keywords, message):
@@ -92,7 +93,7 @@ def test_equal_values_are_found():
 def test_a_state_restores_lineage_and_still_checks_values():
     values = MemoryValues()
     population = PolicyPopulation((0, 0), values)
-    population.add(PolicyId(0, 0), np.ones(2), made_by="Rock, 100 % of the time – by hand", env_steps=2**40)
+    population.add(PolicyId(0, 0), np.ones(2), made_by="Rock, 100 % of the time – by hand", env_steps=2**40, run_steps=2**41)
     loaded = PolicyPopulation((0, 0), values)
     loaded.load_state(population.state())
     assert list(loaded) == list(population)

@@ -15,7 +15,8 @@ from marl_hpc.compose import compose
 from marl_hpc.config import ConfigError
 from marl_hpc.envs.openspiel_fast import whole_game
 from marl_hpc.games import nash_conv, uniform_policy
-from marl_hpc.roles import casting, population
+from marl_hpc.meta_solvers import resolve
+from marl_hpc.roles import casting, exact, population
 from marl_hpc.roles.casting import natural
 from marl_hpc.roles.exact import ExactLearner
 from marl_hpc.roles.rollout import RolloutWorker
@@ -108,7 +109,9 @@ def test_every_scheme_freezes_a_policy_each_stage_and_openspiel_agrees_on_what_t
     assert openspiels_nash_conv(tmp_path) == pytest.approx(numbers(lines, "population/nash_conv")[-1], abs=1e-6)
     members = read(tmp_path, "members.json")
     assert members["populations"] == ([0, 0] if groups == "shared" else [0, 1])
-    assert [member["env_steps"] for member in members["members"][:4]] == [0, 80, 160, 240]
+    for steps in ("env_steps", "run_steps"):
+        assert [member[steps] for member in members["members"][:4]] == [0, 80, 160, 240]
+    assert [member["parent"] for member in members["members"][:4]] == [None, 0, 1, 2]
     assert len({member["content"] for member in members["members"]}) == len(members["members"])
 
 
@@ -271,11 +274,29 @@ def test_levels_of_best_responses_learn_side_by_side(tmp_path, groups):
     assert [member["made_by"].removeprefix("best response, ") for member in members[1:]] == [
         "level 1", "level 2, still learning", "level 3, still learning", "level 2", "level 3", "level 4, still learning",
     ]  # fmt: skip
-    assert [member["parent"] for member in members] == [None, None, None, 1, 2, 3, 4]
+    assert [member["parent"] for member in members] == [None, 0, None, 1, 2, 3, 4]  # level 2 has a network of its own
     assert len({member["content"] for member in members}) == len(members)
     payoffs = np.array(read(tmp_path, "payoffs.json")["payoffs"][0], float)
     assert np.isnan(payoffs[3, 6])  # nobody needs to know what unfinished level 3 returns against what it became
     assert not np.isnan(payoffs[np.ix_([0, 1, 4, 5, 6], [0, 1, 4, 5, 6])]).any()
+
+
+@pytest.mark.parametrize(
+    ("options", "parents", "steps"),
+    [
+        (["population=psro", "population.fresh=true"], [None, 0, None, None], [0, 80, 80, 80]),
+        (["population=psro", "population.fresh=true", "population.start=uniform"], [None, None, None, None], [0, 80, 80, 80]),
+        (["population=anytime_psro", "population.updates=2", "population.fresh=true"], [None, 0, 1, None], [0, 80, 160, 80]),
+    ],
+)
+def test_a_lineage_says_what_training_started_from_and_took_also_after_a_resume(tmp_path, options, parents, steps):
+    run = (*KUHN, *options, "checkpoint.every_steps=80")
+    inline.rank(tmp_path, *run, "budget.env_steps=160").run()
+    inline.train(tmp_path, *run, resume=True)
+    members = read(tmp_path, "members.json")["members"][:4]
+    assert [member["parent"] for member in members] == parents
+    assert [member["env_steps"] for member in members] == steps
+    assert [member["run_steps"] for member in members] == [0, 80, 160, 240]
 
 
 def test_exploiters_learn_beside_the_main_agents(tmp_path):
@@ -283,12 +304,36 @@ def test_exploiters_learn_beside_the_main_agents(tmp_path):
     assert numbers(lines, "population/size") == [1, 4, 7, 10]
     members = read(tmp_path, "members.json")["members"]
     assert [member["made_by"] for member in members[4:7]] == ["main agent", "main exploiter", "league exploiter"]
-    assert [member["parent"] for member in members[4:6]] == [1, None]  # main exploiters begin anew
+    assert [member["parent"] for member in members[:6]] == [None, 0, None, None, 1, None]  # main exploiters begin anew
+    assert [member["env_steps"] for member in members[3:6]] == [60, 120, 60]
+    assert [member["run_steps"] for member in members[3:6]] == [60, 120, 120]
     assert openspiels_nash_conv(tmp_path) == pytest.approx(numbers(lines, "population/nash_conv")[-1], abs=1e-6)
     assert sorted(path.stem for path in (tmp_path / "policies").iterdir()) == ["shared"]
 
 
-@pytest.mark.parametrize("scheme", [LEVELS, EXPLOITERS])
+@pytest.mark.parametrize(
+    ("solver", "env"), [("correlated_equilibrium", "tiny_hanabi"), ("rectified_nash", "kuhn_poker"), ("nash", "kuhn_poker")]
+)
+@pytest.mark.parametrize("groups", ["shared", "separate"])
+def test_several_best_responses_join_each_stage_and_what_the_solver_says_of_all_is_met(tmp_path, solver, env, groups):
+    run = (f"env=openspiel_fast/{env}", f"population.meta_solver={solver}", "population.responses=2", "rollout.envs=4")
+    lines = inline.train(tmp_path, *KUHN, "population=psro", *run, f"groups={groups}")
+    assert numbers(lines, "population/size") == [1, 3, 5, 7]
+    members = [member for member in read(tmp_path, "members.json")["members"] if member["id"].startswith("0/")]
+    assert [member["made_by"] for member in members[1:]] == ["best response, target 1", "best response, target 2"] * 3
+    assert [member["parent"] for member in members] == [None, 0, None, 1, 2, 3, 4]
+    assert len({member["content"] for member in members}) == len(members)
+    payoffs = np.array(read(tmp_path, "payoffs.json")["payoffs"])
+    history = (tmp_path / "population" / "history.jsonl").read_text().splitlines()
+    for line, size in zip(map(json.loads, history), (1, 3, 5, 7), strict=True):
+        for own, mixture in zip(line["mixtures"], resolve(solver)(payoffs[:, :size, :size]).mixtures, strict=True):
+            np.testing.assert_allclose(own, mixture, atol=1e-6)
+
+
+RESPONSES = ("population=psro", "population.meta_solver=rectified_nash", "population.responses=2", "rollout.envs=4")
+
+
+@pytest.mark.parametrize("scheme", [LEVELS, EXPLOITERS, RESPONSES])
 def test_each_line_learns_from_its_own_episodes_and_from_what_was_played_there(tmp_path, monkeypatch, scheme):
     seen, steps = [], []
     collect, replace = RolloutWorker.collect, casting.Casting.replace
@@ -356,6 +401,9 @@ def test_simulating_ahead_gives_each_stage_the_strategy_of_the_one_before(tmp_pa
     assert last[0] != last[1]
 
 
+CHICKEN = ("env=matrix/game", "env.payoff=[[[0,7],[2,6]],[[0,2],[7,6]]]", "env.common=false", "env.repeats=1")
+
+
 @pytest.mark.parametrize(
     ("overrides", "said"),
     [
@@ -380,6 +428,49 @@ def test_simulating_ahead_gives_each_stage_the_strategy_of_the_one_before(tmp_pa
         (["population=psro", "population.levels=3"], "population=pipeline_psro"),
         (["population=psro", "population.lag=2"], "0 or 1"),
         (["population=anytime_psro", "env.players=3", "rollout.envs=3"], "3 players"),
+        (["population=anytime_psro", "env=openspiel_fast/tiny_hanabi"], "returns don't sum to a constant; choose population=psro"),
+        (["population=anytime_psro", *CHICKEN], "returns don't sum to a constant; choose population=psro"),
+        (
+            ["population=psro", "env.players=3", "rollout.envs=3"],
+            r"meta_solver=nash with .*doesn't solve games of 3 players; choose one of: alpha_rank, co",
+        ),
+        (
+            ["population=psro", *CHICKEN],
+            r"nash .*doesn't solve general-sum games of 2 players; choose one of: alpha_rank, coarse_correlated_equilibrium, fic",
+        ),
+        (["population=psro", "env=openspiel/tiny_hanabi"], "doesn't solve general-sum games"),
+        (
+            ["population=psro", *CHICKEN, "population.responses=2", "rollout.envs=4"],
+            "choose one of: alpha_rank, coarse_correlated_equilibrium, correlated_equilibrium",
+        ),
+        (
+            ["population=psro", "population.meta_solver=correlated_equilibrium"],
+            r"set population\.responses .*or choose one of: alpha_rank, coa",
+        ),
+        (["population=psro", "population.meta_solver=rectified_nash"], r"set population\.responses .*nash, projected"),
+        (
+            ["population=pipeline_psro", "population.meta_solver=rectified_nash", "rollout.envs=4"],
+            "each level of population=pipeline_psro is one",
+        ),
+        (
+            ["population=psro", "population.meta_solver=alpha_rank", "population.meta_options={alpha: -1}"],
+            r"meta_options=\{'alpha': -1\}: alpha_rank got alpha=-1",
+        ),
+        (
+            [
+                "population=psro",
+                "population.meta_solver=alpha_rank",
+                "population.meta_options={symmetric: true}",
+                "groups=separate",
+            ],
+            "a population each",
+        ),
+        (
+            ["population=psro", "population.meta_solver=alpha_rank", "population.meta_options={alpha: much}"],
+            "meta_options={'alpha': 'much'}: ",
+        ),
+        (["population=psro", "population.responses=3"], "multiple of 6, 2 players x 3 policies"),
+        (["population=pipeline_psro", "population.responses=3"], "population=psro"),
         (["population=psro", "population.cross_play=true"], "population=self_play or fictitious_play"),
         (["population.cross_play=true"], "needs a population"),
         (["population=self_play", "population.oracle=exact", "population.cross_play=true"], "population.oracle=learned; got exact"),
@@ -404,6 +495,48 @@ def test_what_cant_be_is_refused_before_anything_starts(overrides, said):
 
     with pytest.raises(ConfigError, match=said):
         prepare()
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        [],
+        ["env=matrix/game", "env.payoff=[[[1,-1],[-1,1]],[[-1,1],[1,-1]]]", "env.common=false"],
+        ["env=classic/tictactoe"],
+        ["env=openspiel/tic_tac_toe"],
+        ["population.meta_solver=alpha_rank", "population.meta_options={symmetric: true}"],
+        ["population.meta_solver=correlated_equilibrium", "population.responses=2", "rollout.envs=4", *CHICKEN],
+        ["population.meta_solver=coarse_correlated_equilibrium", "env.players=3", "rollout.envs=3"],
+    ],
+)
+def test_what_can_be_is_not(overrides):
+    config = compose([*inline.SMALL, "env=openspiel_fast/kuhn_poker", "population=psro", *overrides])
+    env = make_env(config, 1)
+    casting.check(config, paradigms.plan(config, env.spec), env)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "said"),
+    [
+        (
+            ["env=openspiel_fast/tiny_hanabi"],
+            "doesn't solve general-sum games of 2 players; choose one of: alpha_rank, .* correlated_equilibrium",
+        ),
+        (["env.players=3"], "doesn't solve games of 3 players"),
+        (["population.meta_solver=alpha_rank", "population.meta_options={alpha: -1}"], "alpha=-1"),
+        (["population.meta_solver=rectified_nash", "env=openspiel_fast/tiny_hanabi"], "rectified_nash .*general-sum"),
+    ],
+)
+def test_computed_best_responses_to_what_a_solver_cant_say_are_refused(overrides, said):
+    config = compose([*EXACT, *overrides])
+    with pytest.raises(ConfigError, match=said):
+        exact.check(config, whole_game(make_env(config, 1)))
+
+
+def test_computed_best_responses_answer_several_targets():
+    for solver, env in (("correlated_equilibrium", "tiny_hanabi"), ("rectified_nash", "kuhn_poker")):
+        config = compose([*EXACT, f"env=openspiel_fast/{env}", f"population.meta_solver={solver}"])
+        exact.check(config, whole_game(make_env(config, 1)))
 
 
 def test_a_uniform_table_is_openspiels_uniform_policy():

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from marl_hpc.config import ConfigError, Population
+from marl_hpc.meta_solvers import resolve
 from marl_hpc.populations.schemes import (
     LEARNS,
     SCHEMES,
@@ -14,6 +15,7 @@ from marl_hpc.populations.schemes import (
     lines_of,
     needed,
     resets,
+    solved,
     what_learns,
 )  # fmt: skip
 
@@ -131,6 +133,13 @@ def test_every_level_is_one_lines_from_when_it_begins_until_it_is_final():
             assert begins(section, line, stage) == said[stage - 1].startswith("best response")
 
 
+def test_what_is_drawn_from_isnt_called_a_best_response():
+    said = {greedy: what_learns(Population(name="fictitious_play", greedy=greedy), 0, 3) for greedy in (None, False, True)}
+    assert said == {None: "approximate best response", False: "approximate best response", True: "best response"}
+    assert what_learns(Population(name="psro"), 0, 3) == "best response"  # greedy by default
+    assert what_learns(Population(name="psro", greedy=False), 0, 3) == "approximate best response"
+
+
 def test_the_anytime_mixture_is_what_regret_matching_makes_of_the_answers():
     """Two final policies: what began, and the answer to it; three snapshots answer since."""
     section = {"updates": 3}
@@ -177,10 +186,31 @@ def test_psro_of_three_players_draws_opponents_together_where_they_are_correlate
                 assert share == pytest.approx(found.mixtures[other][1], abs=1e-6)
 
 
-def test_a_solver_that_wants_several_best_responses_at_once_is_refused_with_what_would_work():
-    chicken = np.array([[[0.0, 7.0], [2.0, 6.0]], [[0.0, 2.0], [7.0, 6.0]]])
-    with pytest.raises(ValueError, match=r"best responses of player 0 at once.*coarse_correlated_equilibrium"):
-        strategy("psro", 1, payoffs=chicken, meta_solver="correlated_equilibrium")
+CHICKEN = np.array([[[0.0, 7.0], [2.0, 6.0]], [[0.0, 2.0], [7.0, 6.0]]])
+
+
+@pytest.mark.parametrize(
+    ("solver", "payoffs"),
+    [("correlated_equilibrium", CHICKEN), ("rectified_nash", np.stack([ROCK_PAPER_SCISSORS, -ROCK_PAPER_SCISSORS]))],
+)
+def test_each_line_answers_a_target_of_its_own_the_most_played_first(solver, payoffs):
+    size, answers = payoffs.shape[1], resolve(solver)(payoffs)
+    for lines in (size - 1, size, size + 1):  # too few for all targets, one each, one too many
+        section = Population(name="psro", meta_solver=solver, responses=lines)
+        found, _ = solved(Known(1, lines, 2, payoffs, None), section, range(size), lines)
+        assert len(found) == lines
+        for player in range(2):
+            order = np.argsort(-answers.mixtures[player], kind="stable")  # all are played
+            for line in range(lines):
+                met = opponents(found[line][player], player)
+                target = answers.opponents[player][order[line % size]]
+                np.testing.assert_allclose(met, target[: len(met)], atol=1e-8)
+                np.testing.assert_allclose(target[len(met) :], 0, atol=1e-8)
+
+
+def test_anytime_mixtures_of_a_general_sum_game_are_refused():
+    with pytest.raises(ValueError, match=r"payoffs sum to 0 … 12; choose population=psro"):
+        strategy("anytime_psro", 1, payoffs=CHICKEN)
 
 
 def test_options_of_a_meta_solver_are_checked_by_name():
