@@ -36,6 +36,7 @@ class Growth:
         self.section, self.populations, self.seed, self.lines = section, populations, seed, lines_of(section)
         self.parameters, self.client, self.records = parameters, client, records
         self.greedy = section.name in BEST_RESPONSES if section.greedy is None else section.greedy
+        self.settled = -1  # the last stage whose opponents are known
 
     def begin(self, replicas: Sequence[Replica]) -> None:
         """Add what populations start with."""
@@ -72,6 +73,17 @@ class Growth:
         kept = torch.from_numpy(learning_in(total, len(self.players), self.lines, interface.line, mine, self.section))
         here = kept[columns]
         return {name: x[:, here] for name, x in parts.items()}, (kept.cumsum(0) - 1)[columns[here]], int(kept.sum())
+
+    def await_opponents(self, stage: int) -> None:
+        """Return when workers know whom to cast in a stage. Before that they collect nothing, which isn't to be taken for a slow
+        environment: a payoff table may take far longer than fragments do."""
+        if stage > self.settled:
+            self.client.await_strategy(max(0, stage - self.section.lag))
+            self.settled = stage
+
+    def await_last(self, stage: int) -> None:
+        """Return when what populations amount to is known at the end, in this stage."""
+        self.client.await_strategy(stage)
 
     def add(
         self, interface: InterfaceSpec, number: int, stage: int, values: Mapping[str, Tensor], made_by: str, played: str,

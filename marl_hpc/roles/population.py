@@ -32,7 +32,7 @@ REFINED = ("psro", "pipeline_psro")  # whose solution says which cells take more
 
 class PopulationShard(ParameterShard):
     handlers = (
-        *ParameterShard.handlers, "admit", "work", "renew", "report", "fill", "strategy", "members", "table",
+        *ParameterShard.handlers, "admit", "work", "renew", "report", "fill", "strategy", "advance", "members", "table", "describe",
     )  # fmt: skip
 
     def __init__(
@@ -47,6 +47,7 @@ class PopulationShard(ParameterShard):
         self.payoffs = PayoffTable(populations, None if exact else sampling(section, populations, lease_s), seed=seed)
         self.computing: tuple[str, float] | None = None  # exact: who has been given the missing cells, until when
         self.strategies: dict[int, Strategy] = {}
+        self.advances, self.advanced_s = 0, time.monotonic()  # how often the table got something new, and when last
         if state:
             self.population.load_state({key: x.numpy() for key, x in belonging(state, "population").items()})
             self.payoffs.load_state({key: x.numpy() for key, x in belonging(state, "table").items()})
@@ -70,7 +71,12 @@ class PopulationShard(ParameterShard):
     def work(self, owner: str, stage: int, wait: bool) -> Any:
         """What a rollout worker is to do before it collects for a stage: {"lease": episodes to simulate} or {"cells": to compute}, and
         once the table is complete {"strategy"}. Where others are at it, waits or answers {}."""
-        return self.parking.answer(lambda: self._work(owner, stage) or (None if wait else {}))
+        with self.parking.lock:
+            known = len(self.strategies)
+            answer = self.parking.answer(lambda: self._work(owner, stage) or (None if wait else {}))
+            if len(self.strategies) > known:
+                self.parking.settle()  # others wait for that
+        return answer
 
     def _work(self, owner: str, stage: int) -> dict[str, Any] | None:
         if not self._frozen(stage):
@@ -100,23 +106,33 @@ class PopulationShard(ParameterShard):
     def report(self, cell: tuple[int, ...], batch: int, returns: Tensor) -> None:
         """Returns [E, players] of a lease's episodes. Repeating it changes nothing."""
         with self.parking.lock:
-            self.payoffs.report(cell, batch, returns.numpy())
-            self.parking.settle()
+            if self.payoffs.report(cell, batch, returns.numpy()):
+                self._advance()
 
     def fill(self, cells: Tensor, means: Tensor, beats: Tensor) -> None:
         """Cells [M, players] that have been computed, see `PayoffTable.fill`. Repeating it changes nothing."""
         with self.parking.lock:
             self.payoffs.fill(cells.numpy(), means.numpy(), beats.numpy())
             self.computing = None
-            self.parking.settle()
+            self._advance()
 
     def strategy(self, stage: int, wait: bool) -> Any:
         """{"strategy"} of a stage; where it isn't known yet, waits or answers {}."""
 
         def ready() -> dict[str, Any] | None:
-            if stage in self.strategies or (self._frozen(stage) and not needs_table(self.section)):
+            if self._is_known(stage):
                 return {"strategy": packed(self._strategy(stage))}
             return None if wait else {}
+
+        return self.parking.answer(ready)
+
+    def advance(self, stage: int, seen: int) -> Any:
+        """{"known": whether a stage's strategy is, "advances": how often the payoff table has got something new}; waits until it is known or
+        those are more than `seen`."""
+
+        def ready() -> dict[str, Any] | None:
+            known = self._is_known(stage)
+            return {"known": known, "advances": self.advances} if known or self.advances > seen else None
 
         return self.parking.answer(ready)
 
@@ -129,6 +145,27 @@ class PopulationShard(ParameterShard):
         """`PayoffTable.state`."""
         with self.parking.lock:
             return tensors(self.payoffs.state())
+
+    def describe(self) -> str:
+        """How far the payoff table is, for an error message."""
+        with self.parking.lock:
+            ago = "nothing has come yet" if not self.advances else f"the last came {time.monotonic() - self.advanced_s:.0f} s ago"
+            return (
+                f"parameter/{self.index}: {len(self.population)} policies are frozen, {len(self.payoffs.missing())} cells of the payoff table are "
+                f"missing, {'computed' if self.exact else 'simulated'} by {', '.join(self._at_it()) or 'nobody'}; {ago}"
+            )
+
+    def _at_it(self) -> list[str]:
+        if self.exact:
+            return [] if self.computing is None else [self.computing[0]]
+        return self.payoffs.owners(now_s=time.monotonic())
+
+    def _advance(self) -> None:
+        self.advances, self.advanced_s = self.advances + 1, time.monotonic()
+        self.parking.settle()
+
+    def _is_known(self, stage: int) -> bool:
+        return stage in self.strategies or (self._frozen(stage) and not needs_table(self.section))
 
     def _refine(self, stage: int) -> None:
         """Ask for more episodes of the cells that a stage's strategy rests on, as long as they are too uncertain for that."""
@@ -252,7 +289,7 @@ class PopulationClient(_Client):
         self._call("admit", (tuple(member.id), *member[1:]))
 
     def work(self, stage: int, *, wait: bool) -> Work:
-        answer = self._call("work", self.owner, stage, wait)
+        answer = self._call("work", self.owner, stage, wait, of=stage)
         if not answer:
             return Work()
         if "strategy" in answer:
@@ -272,8 +309,15 @@ class PopulationClient(_Client):
         self._call("fill", *(torch.from_numpy(np.ascontiguousarray(x)) for x in (cells, means, beats)))
 
     def strategy(self, stage: int, *, wait: bool) -> Strategy | None:
-        answer = self._call("strategy", stage, wait)
+        answer = self._call("strategy", stage, wait, of=stage)
         return unpacked(answer["strategy"]) if answer else None
+
+    def await_strategy(self, stage: int) -> None:
+        """Return when a stage's strategy is known, however long its payoffs take: what has to come in time is each next batch of them."""
+        seen, known = -1, False
+        while not known:
+            answer = self._call("advance", stage, seen, of=stage)
+            seen, known = answer["advances"], answer["known"]
 
     def members(self) -> list[Member]:
         return [Member(PolicyId(*name), *rest) for name, *rest in self._call("members")]
@@ -281,8 +325,17 @@ class PopulationClient(_Client):
     def table(self) -> dict[str, np.ndarray]:
         return {key: x.numpy() for key, x in self._call("table").items()}
 
-    def _call(self, method: str, *arguments: Any) -> Any:
-        def describe() -> str:
-            return f"{self.peers[0].name} doesn't answer {method}: are the other workers simulating payoffs?"
+    def _call(self, method: str, *arguments: Any, of: int | None = None) -> Any:
+        """`of` a stage: for its strategy, which workers may have to find out before."""
+        (peer,) = self.peers
 
-        return self._wait(self.peers[0].call(method, *arguments), "the population", describe)
+        def describe() -> str:
+            if of is None:
+                return f"{peer.name} doesn't answer {method}"
+            state = peer.call("describe").wait(deadline_s=5.0, describe=lambda: f"{peer.name} doesn't answer {method}")
+            return (
+                f"the payoffs that stage {of} needs stand still, nothing new came in {self.world.patience_s:.0f} s: {state}; where a batch of "
+                "episodes takes longer, raise timeouts.wait_s"
+            )
+
+        return self._wait(peer.call(method, *arguments), "the population", describe)
