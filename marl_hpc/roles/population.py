@@ -2,11 +2,13 @@
 
 Frozen policies' values lie pinned on all shards; here are their lineages and the payoff table, whose batches are leased to rollout
 workers. A stage's strategy is a function of the table's cells among those who were there then, so nothing depends on who computes what
-or when, and a run that goes on from a checkpoint comes to the same.
+or when, and a run that goes on from a checkpoint comes to the same. What has been simulated since the checkpoint stands in a journal.
 """
 
 from __future__ import annotations
 
+import hashlib
+import json
 import math
 import time
 from collections.abc import Mapping, Sequence
@@ -20,11 +22,12 @@ from marl_hpc.comm.peers import Peer
 from marl_hpc.config import Population, needs_table
 from marl_hpc.metrics import Clock
 from marl_hpc.populations import Lease, Member, PayoffTable, PolicyId, PolicyPopulation, Sampling, cross_play
-from marl_hpc.populations.cells import sharing
+from marl_hpc.populations.cells import Cell, sharing
 from marl_hpc.populations.precision import loose_cells
 from marl_hpc.populations.schemes import SCHEMES, Known, Meeting, Strategy, lines_of, needed, number_of
 from marl_hpc.roles.clients import World, _Client
 from marl_hpc.roles.parameter import ParameterShard, belonging
+from marl_hpc.storage.journal import Journal
 
 BATCH = 50  # episodes that a rollout worker simulates at once; with more players, rounded up to whole rotations of seats
 REFINED = ("psro", "pipeline_psro")  # whose solution says which cells take more episodes
@@ -37,9 +40,11 @@ class PopulationShard(ParameterShard):
 
     def __init__(
         self, *arguments: Any, section: Population, populations: Sequence[int], exact: bool, seed: int, lease_s: float,
-        state: dict[str, Tensor] | None,
+        state: dict[str, Tensor] | None, journal: Journal | None = None, made_for: str = "",
     ) -> None:  # fmt: skip
-        """`populations` of each player; `exact`: cells are computed, not simulated; `state` of a checkpoint, see `more_state`."""
+        """`populations` of each player; `exact`: cells are computed, not simulated; `state` of a checkpoint, see `more_state`. The
+        `journal` keeps what is simulated; of what it holds those batches count that were `made_for` the same: whatever else decides
+        what policies return against one another."""
         super().__init__(*arguments)
         self.section, self.exact, self.lease_s, self.lines = section, exact, lease_s, lines_of(section)
         self.population = PolicyPopulation(populations)
@@ -48,6 +53,11 @@ class PopulationShard(ParameterShard):
         self.computing: tuple[str, float] | None = None  # exact: who has been given the missing cells, until when
         self.strategies: dict[int, Strategy] = {}
         self.advances, self.advanced_s = 0, time.monotonic()  # how often the table got something new, and when last
+        self.journal, self.made_for = journal, made_for
+        self.simulated: dict[Cell, dict[int, tuple[str, np.ndarray]]] = {}  # what the journal held: by batch (by whom, returns)
+        for record in journal.found if journal is not None else ():
+            batches = self.simulated.setdefault(tuple(record["cell"]), {})
+            batches[record["batch"]] = record["by"], np.array(record["returns"])
         if state:
             self.population.load_state({key: x.numpy() for key, x in belonging(state, "population").items()})
             self.payoffs.load_state({key: x.numpy() for key, x in belonging(state, "table").items()})
@@ -83,8 +93,9 @@ class PopulationShard(ParameterShard):
             return None
         if needs_table(self.section) and stage not in self.strategies:
             self.payoffs.grow((self._members(stage),) * self.players, needed(self.section, stage, self.players))
-            if not len(self.payoffs.missing()):
-                self._refine(stage)
+            self._recall()
+            while not len(self.payoffs.missing()) and self._refine(stage):
+                self._recall()
             missing, now_s = self.payoffs.missing(), time.monotonic()
             if len(missing) and self.exact:
                 if self.computing is not None and self.computing[0] != owner and self.computing[1] > now_s:
@@ -107,6 +118,9 @@ class PopulationShard(ParameterShard):
         """Returns [E, players] of a lease's episodes. Repeating it changes nothing."""
         with self.parking.lock:
             if self.payoffs.report(cell, batch, returns.numpy()):
+                if self.journal is not None:
+                    by = self._identity(tuple(cell))
+                    self.journal.append({"cell": list(cell), "batch": batch, "by": by, "returns": returns.tolist()})
                 self._advance()
 
     def fill(self, cells: Tensor, means: Tensor, beats: Tensor) -> None:
@@ -160,6 +174,12 @@ class PopulationShard(ParameterShard):
             return [] if self.computing is None else [self.computing[0]]
         return self.payoffs.owners(now_s=time.monotonic())
 
+    def save(self, folder: str, version: int) -> tuple[str, str]:
+        if self.journal is not None:
+            with self.parking.lock:
+                self.journal.cut()
+        return super().save(folder, version)
+
     def _advance(self) -> None:
         self.advances, self.advanced_s = self.advances + 1, time.monotonic()
         self.parking.settle()
@@ -167,8 +187,27 @@ class PopulationShard(ParameterShard):
     def _is_known(self, stage: int) -> bool:
         return stage in self.strategies or (self._frozen(stage) and not needs_table(self.section))
 
-    def _refine(self, stage: int) -> None:
-        """Ask for more episodes of the cells that a stage's strategy rests on, as long as they are too uncertain for that."""
+    def _recall(self) -> None:
+        """Count what the journal holds of cells that are asked for. A fault takes the table back to the last checkpoint, and with it
+        policies that were frozen since: what stands there of others than those that are here now isn't theirs."""
+        if not self.simulated:
+            return
+        for cell in map(tuple, self.payoffs.missing().tolist()):
+            for batch, (by, returns) in self.simulated.get(cell, {}).items():
+                if by == self._identity(cell):
+                    self.payoffs.report(cell, batch, returns)
+
+    def _identity(self, cell: Cell) -> str:
+        """What decides the returns of a cell's batches, beside their numbers."""
+        members = [self.population.member(PolicyId(*name)) for name in zip(self.payoffs.populations, cell, strict=True)]
+        played = [(member.content, member.played) for member in members]
+        assert self.payoffs.sampling is not None, "exact cells aren't simulated"
+        text = json.dumps([self.made_for, self.payoffs.seed, self.payoffs.sampling.batch, played])
+        return hashlib.sha256(text.encode()).hexdigest()
+
+    def _refine(self, stage: int) -> bool:
+        """Ask for more episodes of the cells that a stage's strategy rests on, as long as they are too uncertain for that; whether any
+        are."""
         if self.section.name in REFINED and not self.exact and self._complete(stage):
             errors = np.where(
                 needed(self.section, stage, self.players), self.payoffs.errors()[(slice(None), *self._here(stage))], np.nan
@@ -177,6 +216,8 @@ class PopulationShard(ParameterShard):
             loose = loose_cells(self.payoffs.populations, meetings, errors, self.section.half_width)
             if self.payoffs.refine(loose):
                 del self.strategies[stage]
+                return True
+        return False
 
     def _frozen(self, stage: int) -> bool:
         return min(self.population.sizes) >= self._members(stage)

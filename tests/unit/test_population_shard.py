@@ -1,5 +1,6 @@
 """Parameter shard 0 where populations are: who waits for what, who has what to simulate, and what outlives it."""
 
+import json
 import threading
 import time
 from types import SimpleNamespace
@@ -7,6 +8,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file
 from torch.futures import Future
 
 from marl_hpc.config import Population
@@ -14,14 +16,16 @@ from marl_hpc.metrics import Clock
 from marl_hpc.populations import Lease, content_hash
 from marl_hpc.roles.clients import Stopping
 from marl_hpc.roles.population import PopulationClient, PopulationShard
+from marl_hpc.storage.journal import Journal
 
 PSRO = Population(name="psro", payoffs="simulated", half_width=0.15, min_episodes=100, max_episodes=400, meta_solver="uniform")
 LEASE_S = 100.0
 
 
-def shard_of(section=PSRO):
+def shard_of(journal=None, section=PSRO, state=None, made_for="this", populations=(0, 1)):
     return PopulationShard(
-        0, ("p",), section=section, populations=(0, 1), exact=False, seed=0, lease_s=LEASE_S, state=None,
+        0, ("p",), section=section, populations=populations, exact=False, seed=0, lease_s=LEASE_S, state=state,
+        journal=None if journal is None else Journal(journal), made_for=made_for,
     )  # fmt: skip
 
 
@@ -52,6 +56,11 @@ def simulate(shard, stage, batches=10**6):
     return done
 
 
+def same_table(one, other):
+    for key, x in one.table().items():
+        assert torch.equal(other.table()[key], x), key
+
+
 def test_a_member_that_comes_before_its_turn_joins_when_that_comes_and_nobody_waits():
     shard = shard_of(section=Population(name="pipeline_psro", levels=2))
     freeze(shard, 0)
@@ -66,6 +75,90 @@ def test_a_member_that_comes_before_its_turn_joins_when_that_comes_and_nobody_wa
     shard.admit(member(0, 5))
     with pytest.raises(ValueError, match="can't become"):
         shard.admit(member(0, 5, [7.0]))
+
+
+def undisturbed(stages=2):
+    shard = shard_of()
+    batches = []
+    for stage in range(stages):
+        freeze(shard, stage)
+        batches += simulate(shard, stage)
+    return shard, batches
+
+
+def test_what_was_simulated_since_the_checkpoint_isnt_simulated_again(tmp_path):
+    """The shard dies in the middle of stage 1; the checkpoint is of stage 0, whose members are frozen again."""
+    expected, batches = undisturbed()
+    first = shard_of(tmp_path / "journal")
+    freeze(first, 0)
+    before = simulate(first, 0)
+    name, _ = saved(first, tmp_path)
+    freeze(first, 1)
+    before += simulate(first, 1, 3)
+    resumed = shard_of(tmp_path / "journal", state=load_file(tmp_path / name))
+    freeze(resumed, 1)
+    after = simulate(resumed, 1)
+    assert sorted(before + after) == sorted(batches)
+    assert len(after) == len(batches) - len(before) > 0
+    same_table(resumed, expected)
+    assert torch.equal(resumed.strategy(1, True)["strategy"]["mixture.0"], expected.strategy(1, True)["strategy"]["mixture.0"])
+
+
+def saved(shard, folder):
+    shard.publish("p", 0, torch.zeros(1))
+    return shard.save(str(folder), 0)
+
+
+def test_cells_that_were_refined_are_taken_up_again_too(tmp_path):
+    expected, batches = undisturbed(1)
+    assert len(batches) > 2  # more than min_episodes
+    shard = shard_of(tmp_path / "journal")
+    freeze(shard, 0)
+    simulate(shard, 0)
+    again = shard_of(tmp_path / "journal")
+    freeze(again, 0)
+    assert simulate(again, 0) == []
+    same_table(again, expected)
+
+
+@pytest.mark.parametrize("other", [{"values": [9.0, 9.0]}, {"made_for": "another reward"}, {"played": "greedy"}])
+def test_batches_of_other_policies_or_of_another_run_are_ignored(tmp_path, other):
+    shard = shard_of(tmp_path / "journal")
+    freeze(shard, 0)
+    batches = simulate(shard, 0)
+    again = shard_of(tmp_path / "journal", made_for=other.get("made_for", "this"))
+    for population in (0, 1):
+        *rest, _, content = member(population, 0, other.get("values"))
+        again.admit((*rest, other.get("played", "drawn"), content))
+    assert simulate(again, 0) == batches
+
+
+def test_a_checkpoint_cuts_the_journal_back_to_what_came_after_the_one_before(tmp_path):
+    def cells():
+        return {tuple(json.loads(line)["cell"]) for line in (tmp_path / "journal").read_text().splitlines()}
+
+    shard = shard_of(tmp_path / "journal")
+    freeze(shard, 0)
+    simulate(shard, 0)
+    saved(shard, tmp_path)
+    assert cells() == {(0, 0)}  # the checkpoint may not get complete
+    freeze(shard, 1)
+    simulate(shard, 1)
+    saved(shard, tmp_path)
+    assert cells() == {(0, 1), (1, 0), (1, 1)}
+    saved(shard, tmp_path)
+    assert not cells()
+
+
+def test_a_journal_whose_writer_was_killed_in_the_middle_of_a_line_goes_on(tmp_path):
+    journal = Journal(tmp_path / "journal")
+    journal.append({"number": 0})
+    journal.append({"number": 1})
+    text = (tmp_path / "journal").read_text()
+    (tmp_path / "journal").write_text(text[:-5])
+    again = Journal(tmp_path / "journal")
+    again.append({"number": 2})
+    assert [record["number"] for record in Journal(tmp_path / "journal").found] == [0, 2]
 
 
 class Quick:
