@@ -95,6 +95,11 @@ class Growth:
         content = content_hash(np.concatenate([x.numpy() for x in values.values()]))
         self.client.admit(Member(name, parent, stage, env_steps, made_by, played, content))
 
+    def write_down(self) -> None:
+        """Who is there now, and what is known of them: a run that is stopped leaves that, too."""
+        if self.records is not None:
+            self.records.write()
+
     def record(self, recorder: Recorder, schedule: Schedule, iteration: int, *, wait: bool) -> None:
         """Write down the stages up to this iteration whose strategies are known; all of them where it waits."""
         assert self.records is not None, "the lead has some"
@@ -156,8 +161,8 @@ class Records:
             self.tables[seat, number] = tabular(frozen.networks, self.players[seat].places, self.game, seat, frozen.member.played)
         return self.tables[seat, number]
 
-    def close(self) -> None:
-        """Write who is there, and what all that amounts to."""
+    def write(self) -> tuple[PolicyPopulation, PayoffTable]:
+        """Write who is there, and what they return against one another as far as that is known."""
         population = PolicyPopulation(self.populations)
         for member in self.client.members():
             population.admit(member)
@@ -165,6 +170,11 @@ class Records:
         if needs_table(self.section):
             table.adopt(self.client.table())
         self.folder.write(population, table)
+        return population, table
+
+    def close(self) -> None:
+        """Write who is there, and what all that amounts to."""
+        population, table = self.write()
         self.folder.rank(table)
         last = self.last or self.client.strategy(self.next - 1, wait=True)
         assert last is not None

@@ -195,6 +195,8 @@ class Learner:
         if not stopped:
             self.announce_end()
             stopped = not self.conclude()
+        if stopped and self.growth is not None:
+            self.growth.write_down()
         return not stopped
 
     def conclude(self) -> bool:
