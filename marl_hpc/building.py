@@ -19,7 +19,7 @@ from marl_hpc.clocks import Clocks
 from marl_hpc.comm import collectives
 from marl_hpc.comm.peers import Peer
 from marl_hpc.comm.world import World
-from marl_hpc.config import Config, ConfigError, computes_population, learns_population
+from marl_hpc.config import Config, ConfigError, computes_population, fingerprint, learns_population, needs_table
 from marl_hpc.division import Division
 from marl_hpc.envs.openspiel_fast import whole_game
 from marl_hpc.games import Game
@@ -42,7 +42,7 @@ from marl_hpc.roles.learner import Learner
 from marl_hpc.roles.optimizing import OptimizingShard
 from marl_hpc.roles.parameter import ParameterShard, shard_files
 from marl_hpc.roles.population import PopulationClient, PopulationShard
-from marl_hpc.roles.population_folder import PopulationFolder
+from marl_hpc.roles.population_folder import PopulationFolder, population_folder
 from marl_hpc.roles.recorder import AsynchronousRecorder, Recorder
 from marl_hpc.roles.replica import Replica
 from marl_hpc.roles.rollout import RolloutWorker
@@ -50,6 +50,7 @@ from marl_hpc.roles.schedule import Schedule
 from marl_hpc.roles.servers import DatasetServers, ParameterServers
 from marl_hpc.roles.stream import StreamShard
 from marl_hpc.storage.checkpoint import Manifest
+from marl_hpc.storage.journal import Journal
 from marl_hpc.storage.replay import ReplayTable, table_for
 from marl_hpc.storage.reservoir import Reservoir
 from marl_hpc.types import EnvBatch, EnvSpec, Exchange
@@ -95,9 +96,13 @@ class Builder:
         if index > 0 or not learns_population(self.config):
             return ParameterShard(*arguments)
         state = load_file(shard_files(checkpoint)[0]) if checkpoint else None
+        journal = None
+        if needs_table(self.config.population) and not self.computes_payoffs:
+            journal = Journal(population_folder(self.run_dir) / "simulated.jsonl")
         return PopulationShard(
             *arguments, section=self.config.population, populations=populations_of(self.players), exact=self.computes_payoffs,
-            seed=self.config.seed, lease_s=self.lease_s, state=state,
+            seed=self.config.seed, lease_s=self.lease_s, state=state, journal=journal,
+            made_for=f"{fingerprint(self.config)} {self.spec.version}",
         )  # fmt: skip
 
     @property

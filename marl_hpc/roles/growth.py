@@ -35,6 +35,7 @@ class Growth:
         self.players, self.places = players, places
         self.section, self.populations, self.seed, self.lines = section, populations, seed, lines_of(section)
         self.parameters, self.client, self.records = parameters, client, records
+        self.settled = -1  # the last stage whose opponents are known
 
     def begin(self, replicas: Sequence[Replica]) -> None:
         """Add what populations start with."""
@@ -81,6 +82,17 @@ class Growth:
         here = kept[columns]
         return {name: x[:, here] for name, x in parts.items()}, (kept.cumsum(0) - 1)[columns[here]], int(kept.sum())
 
+    def await_opponents(self, stage: int) -> None:
+        """Return when workers know whom to cast in a stage. Before that they collect nothing, which isn't to be taken for a slow
+        environment: a payoff table may take far longer than fragments do."""
+        if stage > self.settled:
+            self.client.await_strategy(max(0, stage - self.section.lag))
+            self.settled = stage
+
+    def await_last(self, stage: int) -> None:
+        """Return when what populations amount to is known at the end, in this stage."""
+        self.client.await_strategy(stage)
+
     def add(
         self, interface: InterfaceSpec, number: int, stage: int, values: Mapping[str, Tensor], made_by: str, played: str,
         parent: int | None, env_steps: int, run_steps: int,
@@ -90,6 +102,11 @@ class Growth:
             self.parameters.keep(pin_name(name, policy.removesuffix(f"+{interface.line}")), stage, flat)
         content = content_hash(np.concatenate([x.numpy() for x in values.values()]))
         self.client.admit(Member(name, parent, stage, env_steps, run_steps, made_by, played, content))
+
+    def write_down(self) -> None:
+        """Who is there now, and what is known of them: a run that is stopped leaves that, too."""
+        if self.records is not None:
+            self.records.write()
 
     def record(self, recorder: Recorder, schedule: Schedule, iteration: int, *, wait: bool) -> None:
         """Write down the stages up to this iteration whose strategies are known; all of them where it waits."""
@@ -152,8 +169,8 @@ class Records:
             self.tables[seat, number] = tabular(frozen.networks, self.players[seat].places, self.game, seat, frozen.member.played)
         return self.tables[seat, number]
 
-    def close(self) -> None:
-        """Write who is there, and what all that amounts to."""
+    def write(self) -> tuple[PolicyPopulation, PayoffTable]:
+        """Write who is there, and what they return against one another as far as that is known."""
         population = PolicyPopulation(self.populations)
         for member in self.client.members():
             population.admit(member)
@@ -161,6 +178,11 @@ class Records:
         if needs_table(self.section):
             table.adopt(self.client.table())
         self.folder.write(population, table)
+        return population, table
+
+    def close(self) -> None:
+        """Write who is there, and what all that amounts to."""
+        population, table = self.write()
         self.folder.rank(table)
         last = self.last or self.client.strategy(self.next - 1, wait=True)
         assert last is not None

@@ -96,6 +96,8 @@ class Learner:
     def collect(self, k: int) -> list[Batch]:
         """Every interface's fragments of an iteration, and where it has a replay table what that gives; [] when it is time to stop."""
         try:
+            if self.growth is not None:
+                self.growth.await_opponents(self.schedule.stage(k))
             return [
                 self.dataset.sample(k, agent.interface.name, part, parts)._replace(drawn=self.draw(k, agent, part, parts))
                 for agent, part, parts in self.replicas
@@ -190,16 +192,26 @@ class Learner:
         stopped = any(self.world.gather("stopped", self.world.stopping))
         if self.saved != self.iteration:
             self.save()
-        if stopped:
-            return False
-        self.announce_end()
-        if self.recorder is not None:
-            try:
+        if not stopped:
+            self.announce_end()
+            stopped = not self.conclude()
+        if stopped and self.growth is not None:
+            self.growth.write_down()
+        return not stopped
+
+    def conclude(self) -> bool:
+        """Wait for what the final version amounts to, and write that down; False where a stop comes first."""
+        try:
+            if self.recorder is not None:
+                self.recorder.end(self.iteration)
+            if self.growth is not None:
+                self.growth.await_last(self.schedule.stage(self.iteration))
+            if self.recorder is not None:
                 self.recorder.collect_final(self.dataset, self.iteration)
                 if self.growth is not None:
                     self.growth.record(self.recorder, self.schedule, self.iteration, wait=True)
-            except Stopping:
-                return False
+        except Stopping:
+            return False
         return True
 
     def announce_end(self) -> None:

@@ -2,11 +2,13 @@
 
 Frozen policies' values lie pinned on all shards; here are their lineages and the payoff table, whose batches are leased to rollout
 workers. A stage's strategy is a function of the table's cells among those who were there then, so nothing depends on who computes what
-or when, and a run that goes on from a checkpoint comes to the same.
+or when, and a run that goes on from a checkpoint comes to the same. What has been simulated since the checkpoint stands in a journal.
 """
 
 from __future__ import annotations
 
+import hashlib
+import json
 import math
 import time
 from collections.abc import Mapping, Sequence
@@ -20,11 +22,12 @@ from marl_hpc.comm.peers import Peer
 from marl_hpc.config import Population, needs_table
 from marl_hpc.metrics import Clock
 from marl_hpc.populations import Lease, Member, PayoffTable, PolicyId, PolicyPopulation, Sampling, cross_play
-from marl_hpc.populations.cells import sharing
+from marl_hpc.populations.cells import Cell, sharing
 from marl_hpc.populations.precision import loose_cells
 from marl_hpc.populations.schemes import SCHEMES, Known, Meeting, Strategy, lines_of, needed, number_of
 from marl_hpc.roles.clients import World, _Client
 from marl_hpc.roles.parameter import ParameterShard, belonging
+from marl_hpc.storage.journal import Journal
 
 BATCH = 50  # episodes that a rollout worker simulates at once; with more players, rounded up to whole rotations of seats
 REFINED = ("psro", "pipeline_psro")  # whose solution says which cells take more episodes
@@ -32,14 +35,16 @@ REFINED = ("psro", "pipeline_psro")  # whose solution says which cells take more
 
 class PopulationShard(ParameterShard):
     handlers = (
-        *ParameterShard.handlers, "admit", "work", "renew", "report", "fill", "strategy", "members", "table",
+        *ParameterShard.handlers, "admit", "work", "renew", "report", "fill", "strategy", "advance", "members", "table", "describe",
     )  # fmt: skip
 
     def __init__(
         self, *arguments: Any, section: Population, populations: Sequence[int], exact: bool, seed: int, lease_s: float,
-        state: dict[str, Tensor] | None,
+        state: dict[str, Tensor] | None, journal: Journal | None = None, made_for: str = "",
     ) -> None:  # fmt: skip
-        """`populations` of each player; `exact`: cells are computed, not simulated; `state` of a checkpoint, see `more_state`."""
+        """`populations` of each player; `exact`: cells are computed, not simulated; `state` of a checkpoint, see `more_state`. The
+        `journal` keeps what is simulated; of what it holds those batches count that were `made_for` the same: whatever else decides
+        what policies return against one another."""
         super().__init__(*arguments)
         self.section, self.exact, self.lease_s, self.lines = section, exact, lease_s, lines_of(section)
         self.population = PolicyPopulation(populations)
@@ -47,6 +52,12 @@ class PopulationShard(ParameterShard):
         self.payoffs = PayoffTable(populations, None if exact else sampling(section, populations, lease_s), seed=seed)
         self.computing: tuple[str, float] | None = None  # exact: who has been given the missing cells, until when
         self.strategies: dict[int, Strategy] = {}
+        self.advances, self.advanced_s = 0, time.monotonic()  # how often the table got something new, and when last
+        self.journal, self.made_for = journal, made_for
+        self.simulated: dict[Cell, dict[int, tuple[str, np.ndarray]]] = {}  # what the journal held: by batch (by whom, returns)
+        for record in journal.found if journal is not None else ():
+            batches = self.simulated.setdefault(tuple(record["cell"]), {})
+            batches[record["batch"]] = record["by"], np.array(record["returns"])
         if state:
             self.population.load_state({key: x.numpy() for key, x in belonging(state, "population").items()})
             self.payoffs.load_state({key: x.numpy() for key, x in belonging(state, "table").items()})
@@ -70,15 +81,21 @@ class PopulationShard(ParameterShard):
     def work(self, owner: str, stage: int, wait: bool) -> Any:
         """What a rollout worker is to do before it collects for a stage: {"lease": episodes to simulate} or {"cells": to compute}, and
         once the table is complete {"strategy"}. Where others are at it, waits or answers {}."""
-        return self.parking.answer(lambda: self._work(owner, stage) or (None if wait else {}))
+        with self.parking.lock:
+            known = len(self.strategies)
+            answer = self.parking.answer(lambda: self._work(owner, stage) or (None if wait else {}))
+            if len(self.strategies) > known:
+                self.parking.settle()  # others wait for that
+        return answer
 
     def _work(self, owner: str, stage: int) -> dict[str, Any] | None:
         if not self._frozen(stage):
             return None
         if needs_table(self.section) and stage not in self.strategies:
             self.payoffs.grow((self._members(stage),) * self.players, needed(self.section, stage, self.players))
-            if not len(self.payoffs.missing()):
-                self._refine(stage)
+            self._recall()
+            while not len(self.payoffs.missing()) and self._refine(stage):
+                self._recall()
             missing, now_s = self.payoffs.missing(), time.monotonic()
             if len(missing) and self.exact:
                 if self.computing is not None and self.computing[0] != owner and self.computing[1] > now_s:
@@ -100,23 +117,36 @@ class PopulationShard(ParameterShard):
     def report(self, cell: tuple[int, ...], batch: int, returns: Tensor) -> None:
         """Returns [E, players] of a lease's episodes. Repeating it changes nothing."""
         with self.parking.lock:
-            self.payoffs.report(cell, batch, returns.numpy())
-            self.parking.settle()
+            if self.payoffs.report(cell, batch, returns.numpy()):
+                if self.journal is not None:
+                    by = self._identity(tuple(cell))
+                    self.journal.append({"cell": list(cell), "batch": batch, "by": by, "returns": returns.tolist()})
+                self._advance()
 
     def fill(self, cells: Tensor, means: Tensor, beats: Tensor) -> None:
         """Cells [M, players] that have been computed, see `PayoffTable.fill`. Repeating it changes nothing."""
         with self.parking.lock:
             self.payoffs.fill(cells.numpy(), means.numpy(), beats.numpy())
             self.computing = None
-            self.parking.settle()
+            self._advance()
 
     def strategy(self, stage: int, wait: bool) -> Any:
         """{"strategy"} of a stage; where it isn't known yet, waits or answers {}."""
 
         def ready() -> dict[str, Any] | None:
-            if stage in self.strategies or (self._frozen(stage) and not needs_table(self.section)):
+            if self._is_known(stage):
                 return {"strategy": packed(self._strategy(stage))}
             return None if wait else {}
+
+        return self.parking.answer(ready)
+
+    def advance(self, stage: int, seen: int) -> Any:
+        """{"known": whether a stage's strategy is, "advances": how often the payoff table has got something new}; waits until it is known or
+        those are more than `seen`."""
+
+        def ready() -> dict[str, Any] | None:
+            known = self._is_known(stage)
+            return {"known": known, "advances": self.advances} if known or self.advances > seen else None
 
         return self.parking.answer(ready)
 
@@ -130,8 +160,54 @@ class PopulationShard(ParameterShard):
         with self.parking.lock:
             return tensors(self.payoffs.state())
 
-    def _refine(self, stage: int) -> None:
-        """Ask for more episodes of the cells that a stage's strategy rests on, as long as they are too uncertain for that."""
+    def describe(self) -> str:
+        """How far the payoff table is, for an error message."""
+        with self.parking.lock:
+            ago = "nothing has come yet" if not self.advances else f"the last came {time.monotonic() - self.advanced_s:.0f} s ago"
+            return (
+                f"parameter/{self.index}: {len(self.population)} policies are frozen, {len(self.payoffs.missing())} cells of the payoff table are "
+                f"missing, {'computed' if self.exact else 'simulated'} by {', '.join(self._at_it()) or 'nobody'}; {ago}"
+            )
+
+    def _at_it(self) -> list[str]:
+        if self.exact:
+            return [] if self.computing is None else [self.computing[0]]
+        return self.payoffs.owners(now_s=time.monotonic())
+
+    def save(self, folder: str, version: int) -> tuple[str, str]:
+        if self.journal is not None:
+            with self.parking.lock:
+                self.journal.cut()
+        return super().save(folder, version)
+
+    def _advance(self) -> None:
+        self.advances, self.advanced_s = self.advances + 1, time.monotonic()
+        self.parking.settle()
+
+    def _is_known(self, stage: int) -> bool:
+        return stage in self.strategies or (self._frozen(stage) and not needs_table(self.section))
+
+    def _recall(self) -> None:
+        """Count what the journal holds of cells that are asked for. A fault takes the table back to the last checkpoint, and with it
+        policies that were frozen since: what stands there of others than those that are here now isn't theirs."""
+        if not self.simulated:
+            return
+        for cell in map(tuple, self.payoffs.missing().tolist()):
+            for batch, (by, returns) in self.simulated.get(cell, {}).items():
+                if by == self._identity(cell):
+                    self.payoffs.report(cell, batch, returns)
+
+    def _identity(self, cell: Cell) -> str:
+        """What decides the returns of a cell's batches, beside their numbers."""
+        members = [self.population.member(PolicyId(*name)) for name in zip(self.payoffs.populations, cell, strict=True)]
+        played = [(member.content, member.played) for member in members]
+        assert self.payoffs.sampling is not None, "exact cells aren't simulated"
+        text = json.dumps([self.made_for, self.payoffs.seed, self.payoffs.sampling.batch, played])
+        return hashlib.sha256(text.encode()).hexdigest()
+
+    def _refine(self, stage: int) -> bool:
+        """Ask for more episodes of the cells that a stage's strategy rests on, as long as they are too uncertain for that; whether any
+        are."""
         if self.section.name in REFINED and not self.exact and self._complete(stage):
             errors = np.where(
                 needed(self.section, stage, self.players), self.payoffs.errors()[(slice(None), *self._here(stage))], np.nan
@@ -140,6 +216,8 @@ class PopulationShard(ParameterShard):
             loose = loose_cells(self.payoffs.populations, meetings, errors, self.section.half_width)
             if self.payoffs.refine(loose):
                 del self.strategies[stage]
+                return True
+        return False
 
     def _frozen(self, stage: int) -> bool:
         return min(self.population.sizes) >= self._members(stage)
@@ -252,7 +330,7 @@ class PopulationClient(_Client):
         self._call("admit", (tuple(member.id), *member[1:]))
 
     def work(self, stage: int, *, wait: bool) -> Work:
-        answer = self._call("work", self.owner, stage, wait)
+        answer = self._call("work", self.owner, stage, wait, of=stage)
         if not answer:
             return Work()
         if "strategy" in answer:
@@ -272,8 +350,15 @@ class PopulationClient(_Client):
         self._call("fill", *(torch.from_numpy(np.ascontiguousarray(x)) for x in (cells, means, beats)))
 
     def strategy(self, stage: int, *, wait: bool) -> Strategy | None:
-        answer = self._call("strategy", stage, wait)
+        answer = self._call("strategy", stage, wait, of=stage)
         return unpacked(answer["strategy"]) if answer else None
+
+    def await_strategy(self, stage: int) -> None:
+        """Return when a stage's strategy is known, however long its payoffs take: what has to come in time is each next batch of them."""
+        seen, known = -1, False
+        while not known:
+            answer = self._call("advance", stage, seen, of=stage)
+            seen, known = answer["advances"], answer["known"]
 
     def members(self) -> list[Member]:
         return [Member(PolicyId(*name), *rest) for name, *rest in self._call("members")]
@@ -281,8 +366,17 @@ class PopulationClient(_Client):
     def table(self) -> dict[str, np.ndarray]:
         return {key: x.numpy() for key, x in self._call("table").items()}
 
-    def _call(self, method: str, *arguments: Any) -> Any:
-        def describe() -> str:
-            return f"{self.peers[0].name} doesn't answer {method}: are the other workers simulating payoffs?"
+    def _call(self, method: str, *arguments: Any, of: int | None = None) -> Any:
+        """`of` a stage: for its strategy, which workers may have to find out before."""
+        (peer,) = self.peers
 
-        return self._wait(self.peers[0].call(method, *arguments), "the population", describe)
+        def describe() -> str:
+            if of is None:
+                return f"{peer.name} doesn't answer {method}"
+            state = peer.call("describe").wait(deadline_s=5.0, describe=lambda: f"{peer.name} doesn't answer {method}")
+            return (
+                f"the payoffs that stage {of} needs stand still, nothing new came in {self.world.patience_s:.0f} s: {state}; where a batch of "
+                "episodes takes longer, raise timeouts.wait_s"
+            )
+
+        return self._wait(peer.call(method, *arguments), "the population", describe)

@@ -5,9 +5,11 @@
 - `payoffs.json`: what they return against one another, to the last bit, null where that isn't known;
 - `ranking.json`: cross-play, Elo and α-Rank, where there are payoffs (see `populations.ranking`);
 - `policy.json`: the behavior policy that the last mixtures amount to, as OpenSpiel takes it;
-- `policies/`: learned members' policies for `load_policy` and `load_mixture` (see `marl_hpc.policies`).
+- `policies/`: learned members' policies for `load_policy` and `load_mixture` (see `marl_hpc.policies`);
+- `simulated.jsonl`: batches of episodes that no checkpoint is sure to hold yet, by parameter shard 0 (see `storage.journal`).
 
-History is written as a run goes on, the others at its end. May import populations, games, storage and policies.
+History and what was simulated are written as a run goes on, members and payoffs when it is stopped, too, the others at its end. May import
+populations, games, storage and policies.
 """
 
 from __future__ import annotations
@@ -40,8 +42,7 @@ class MemberPolicy(NamedTuple):
 class PopulationFolder:
     def __init__(self, run_dir: Path, iterations: int) -> None:
         """Opened by a run that goes on after so many iterations: later ones of an earlier attempt are dropped."""
-        self.path = run_dir / "population"
-        self.path.mkdir(exist_ok=True)
+        self.path = population_folder(run_dir)
         self.history = self.path / "history.jsonl"
         lines = self.history.read_text().splitlines() if self.history.exists() else []
         kept = [line for line in lines if line.endswith("}") and json.loads(line)["iteration"] < iterations]
@@ -87,3 +88,10 @@ class PopulationFolder:
         write_atomically(folder / "kept.json", json.dumps(about))
         for other in set(folder.glob("*.safetensors")) - written:
             other.unlink()
+
+
+def population_folder(run_dir: Path) -> Path:
+    """Made by whichever role comes first."""
+    path = run_dir / "population"
+    path.mkdir(exist_ok=True)
+    return path

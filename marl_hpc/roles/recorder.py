@@ -93,10 +93,13 @@ class Recorder:
             self._log_evaluation(episodes)
             self.due += self.schedule.evaluate_every
 
-    def collect_final(self, dataset: DatasetClient, iteration: int) -> None:
-        """Wait for the final version's evaluation."""
+    def end(self, iteration: int) -> None:
+        """Nothing is learned any more."""
         self.final_wall_s = time.monotonic() - self.started
         self.final_iteration = iteration
+
+    def collect_final(self, dataset: DatasetClient, iteration: int) -> None:
+        """Wait for the final version's evaluation."""
         episodes = dataset.evaluation(iteration, wait=True)
         assert episodes is not None
         self._log_evaluation(episodes)

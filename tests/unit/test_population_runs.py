@@ -19,6 +19,7 @@ from marl_hpc.meta_solvers import resolve
 from marl_hpc.roles import casting, exact, population
 from marl_hpc.roles.casting import natural
 from marl_hpc.roles.exact import ExactLearner
+from marl_hpc.roles.learner import Learner
 from marl_hpc.roles.rollout import RolloutWorker
 from marl_hpc.storage.checkpoint import newest
 from marl_hpc.storage.fragments import unpack
@@ -99,6 +100,25 @@ def test_a_computed_run_that_is_stopped_goes_on_also_where_it_hadnt_begun(tmp_pa
     for name in ("population/nash_conv", "population/size/player_0"):
         assert numbers(parts, name) == numbers(whole, name)
     assert read(tmp_path / "parts", "members.json") == read(tmp_path / "whole", "members.json")
+
+
+def test_a_run_that_is_stopped_leaves_its_members_and_payoffs(tmp_path, monkeypatch):
+    run = (*KUHN, "population=psro", "groups=separate", "population.payoffs=simulated", "population.half_width=0.5")
+    inline.train(tmp_path / "whole", *run, "budget.env_steps=160")
+    rank, step = inline.rank(tmp_path / "stopped", *run), Learner.step
+
+    def stopping(self):
+        if self.schedule.env_steps(self.iteration) == 160:
+            stop(rank)
+        return step(self)
+
+    monkeypatch.setattr(Learner, "step", stopping)
+    assert rank.run() == 75
+    assert read(tmp_path / "stopped", "members.json") == read(tmp_path / "whole", "members.json")
+    ours, theirs = (np.array(read(tmp_path / name, "payoffs.json")["payoffs"], float) for name in ("stopped", "whole"))
+    assert ours.shape == theirs.shape == (2, 3, 3)
+    np.testing.assert_array_equal(ours, theirs)
+    assert not (tmp_path / "stopped" / "population" / "policy.json").exists()
 
 
 @pytest.mark.parametrize("scheme", ["self_play", "fictitious_play", "delta_uniform", "league", "psro", "anytime_psro"])
