@@ -43,7 +43,11 @@ def render(run_dir: Path) -> Path:
     metrics = list(_read_lines(run_dir / "metrics.jsonl"))
     config = run_dir / "config.yaml"
     text = page(
-        run_dir.name, summary, metrics, config.read_text() if config.exists() else "", populations.section(run_dir / "population")
+        run_dir.name,
+        summary,
+        metrics,
+        config.read_text() if config.exists() else "",
+        populations.section(run_dir / "population", metrics),
     )
     path = run_dir / "report.html"
     aside = run_dir / f".report.{os.getpid()}.tmp"

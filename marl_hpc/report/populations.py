@@ -13,33 +13,55 @@ from typing import Any
 from marl_hpc.report.svg import Line, plot, raster
 
 MOST_MEMBERS = 20
-LOGARITHMIC = 20.0  # a curve of positive numbers that spans more than this factor is drawn by its logarithm
+LOGARITHMIC = 20.0  # a curve that spans more than this factor is drawn by its logarithm
+ROUNDING = 1e-6  # what is less is as good as nothing
 
 
-def section(folder: Path) -> str:
-    """HTML of RUN/population; nothing where a run has none."""
+# what NashConv is drawn over beside iterations, where metrics record it and it goes on
+OVER = {"env_steps": "environment steps", "population/cpu_s": "CPU seconds", "time_s": "seconds of training"}
+
+
+def section(folder: Path, metrics: Sequence[dict[str, Any]] = ()) -> str:
+    """HTML of RUN/population; nothing where a run has none. `metrics` are the run's, line by line."""
     if not folder.is_dir():
         return ""
     history, members, table = _lines(folder / "history.jsonl"), _read(folder / "members.json"), _read(folder / "payoffs.json")
     ranking = _read(folder / "ranking.json")
-    parts = ["<h2>Populations</h2>", _gaps(history)]
+    parts = ["<h2>Populations</h2>", _gaps(history, metrics)]
     last = history[-1]["mixtures"] if history else []
     parts += [_mixtures(history, player) for player in range(len(last))]
     parts += [_payoffs(table), _cross_play(ranking), _members(members, last, ranking)]
     return "\n".join(part for part in parts if part)
 
 
-def _gaps(history: Sequence[dict[str, Any]]) -> str:
-    points = [
-        (float(line["iteration"]), float(line["nash_conv"])) for line in history if isinstance(line.get("nash_conv"), int | float)
-    ]
+def _gaps(history: Sequence[dict[str, Any]], metrics: Sequence[dict[str, Any]]) -> str:
+    """NashConv by iteration, and over whatever else is counted."""
+    points = _points(history, "iteration", "nash_conv")
     if not points:
         return "<p class=\"empty\">NashConv isn't known: the game can't be written down whole.</p>"
-    values = [y for _, y in points]
+    curves = {title: _points(metrics, name, "population/nash_conv") for name, title in OVER.items()}
+    plots = [
+        f"<div>{_curve(own, title, 420)}</div>" for title, own in curves.items() if len({x for x, _ in own}) > 1
+    ]  # what is counted at all
+    floor = (
+        f"<p class=soft>By logarithm, NashConv below {ROUNDING:g} is drawn as that.</p>"
+        if min(y for _, y in points) < ROUNDING
+        else ""
+    )
+    return _curve(points, "iteration", 860) + f"<div class=small>{''.join(plots)}</div>{floor}"
+
+
+def _points(lines: Sequence[dict[str, Any]], x: str, y: str) -> list[tuple[float, float]]:
+    return [(float(line[x]), float(line[y])) for line in lines if all(isinstance(line.get(name), int | float) for name in (x, y))]
+
+
+def _curve(points: list[tuple[float, float]], x_title: str, width: int) -> str:
+    least, most = min(y for _, y in points), max(y for _, y in points)
     title = "NashConv, sum over players"
-    if min(values) > 0 and max(values) > LOGARITHMIC * min(values):
-        points, title = [(x, math.log10(y)) for x, y in points], "NashConv, sum over players, log10"
-    return plot([Line("NashConv", points)], "iteration", title, height=260)
+    if most > LOGARITHMIC * max(least, ROUNDING):
+        points = [(x, math.log10(max(y, ROUNDING))) for x, y in points]
+        title += ", log10"
+    return plot([Line("NashConv", points)], x_title, title, width=width, height=260)
 
 
 def _mixtures(history: Sequence[dict[str, Any]], player: int) -> str:

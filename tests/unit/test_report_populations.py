@@ -10,7 +10,7 @@ from marl_hpc.report import render
 PAYOFFS = [[0.0, -1.5], [0.75, None]]
 
 
-def write(folder, payoffs=PAYOFFS, sizes=(2, 2), gaps=(2.0, 0.5, 0.01), env_steps=(0, 0, 0)):
+def write(folder, payoffs=PAYOFFS, sizes=(2, 2), gaps=(2.0, 0.5, 0.01), env_steps=(0, 0, 0), recorded=None):
     (folder / "population").mkdir(parents=True)
     history = [
         {"iteration": k, "nash_conv": gap, "mixtures": [[1.0] if k == 0 else [0.25, 0.75], [1.0]]} for k, gap in enumerate(gaps)
@@ -32,7 +32,7 @@ def write(folder, payoffs=PAYOFFS, sizes=(2, 2), gaps=(2.0, 0.5, 0.01), env_step
     (folder / "population" / "members.json").write_text(json.dumps({"populations": [0, 1], "members": members}))
     (folder / "population" / "payoffs.json").write_text(json.dumps({"sizes": sizes, "payoffs": payoffs and [payoffs, payoffs]}))
     lines = [
-        {"time_s": k, "env_steps": n, "learner_steps": k, "population/nash_conv": g}
+        {"time_s": 2.5 * k, "env_steps": n, "learner_steps": k, "population/nash_conv": g, **(recorded or {})}
         for k, (n, g) in enumerate(zip(env_steps, gaps, strict=True))
     ]
     (folder / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
@@ -56,6 +56,37 @@ def test_every_known_payoff_is_a_cell_that_says_it_and_what_isnt_known_is_none(t
 def test_gaps_that_span_magnitudes_are_drawn_by_their_logarithm(tmp_path):
     assert "NashConv, sum over players, log10" in write(tmp_path / "wide")
     assert "NashConv, sum over players, log10" not in write(tmp_path / "near", gaps=(2.0, 1.5, 1.0))
+
+
+def test_an_equilibrium_up_to_rounding_doesnt_flatten_the_curve(tmp_path):
+    text = write(tmp_path / "run", gaps=(2.0, 0.5, -1e-17))
+    picture = next(svg for svg in re.findall(r"<svg.*?</svg>", text, re.DOTALL) if "log10 over iteration" in svg)
+    assert "below 1e-06 is drawn as that" in text
+    assert re.findall(r"<title>(\d): ([-\d.]+)</title>", picture) == [("0", "0.301"), ("1", "-0.301"), ("2", "-6")]
+
+
+@pytest.mark.parametrize(
+    ("run", "over"),
+    [
+        ({"env_steps": (0, 80, 160)}, ["iteration", "environment steps", "seconds of training"]),
+        ({"recorded": {"population/cpu_s": 1.5}}, ["iteration", "seconds of training"]),
+        ({}, ["iteration", "seconds of training"]),
+    ],
+)
+def test_nash_conv_is_drawn_over_whatever_is_counted(tmp_path, run, over):
+    text = write(tmp_path / "run", gaps=(2.0, 1.5, 1.0), **run)
+    drawn = re.findall(r'aria-label="NashConv, sum over players over ([^"]+)"', text)
+    assert drawn == over
+
+
+def test_nash_conv_of_computed_populations_is_drawn_over_cpu_seconds(tmp_path):
+    folder = tmp_path / "run"
+    write(folder, gaps=(2.0, 1.5, 1.0))
+    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    text = "".join(json.dumps(line | {"population/cpu_s": 0.25 * (k + 1)}) + "\n" for k, line in enumerate(lines))
+    (folder / "metrics.jsonl").write_text(text)
+    picture = next(svg for svg in re.findall(r"<svg.*?</svg>", render(folder).read_text(), re.DOTALL) if "over CPU seconds" in svg)
+    assert re.findall(r"<title>([\d.]+): ([\d.]+)</title>", picture) == [("0.25", "2"), ("0.5", "1.5"), ("0.75", "1")]
 
 
 def test_the_strongest_members_stand_first_and_text_is_escaped(tmp_path):
