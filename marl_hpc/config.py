@@ -84,6 +84,8 @@ class Evaluate:
 class Cluster:
     interface: str | None = None  # network interface; default: the one on the route to the store
     membership: str = "elastic"  # elastic | static: how RPC peers join (static: any fault restarts all role processes)
+    # false: a rank that a launcher started is its role, without a supervisor, and may use MPI; any fault ends the job
+    supervise: bool = True
 
 
 @dataclass(frozen=True, kw_only=True)
