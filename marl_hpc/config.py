@@ -139,7 +139,7 @@ class Topology:
     reward_discount: float = 0.0  # a reward d hops away counts this to the power of d; 0: an agent cares for its own alone
     reward_hops: int | None = None  # farther ones don't count; default: those that count less than 1 %
     partition: str = "keep"  # of agents over learners: keep (their order) | rcm | metis
-    transport: str = "auto"  # auto | shared_memory | all_to_all | point_to_point
+    transport: str = "auto"  # auto | shared_memory | all_to_all | point_to_point | mpi
     kernel: str = "torch"  # what sums neighbors' rows: torch | compiled, faster where a C compiler is
 
 
@@ -226,7 +226,7 @@ CHOICES = {
     "topology.mix": ("critic", "all", "none"),
     "topology.partition": ("keep", "rcm", "metis"),
     "topology.kernel": ("torch", "compiled"),
-    "topology.transport": ("auto", "shared_memory", "all_to_all", "point_to_point"),
+    "topology.transport": ("auto", "shared_memory", "all_to_all", "point_to_point", "mpi"),
     "population.name": (
         "none",
         "self_play",
@@ -356,6 +356,11 @@ def check_topology(config: Config) -> None:
     if topology.reward_hops is not None and (topology.reward_hops < 1 or not topology.reward_discount):
         raise ConfigError(
             f"topology.reward_hops={topology.reward_hops} must be 1 or more, and needs topology.reward_discount; got {topology.reward_discount}"
+        )
+    if topology.transport == "mpi" and config.cluster.supervise:
+        raise ConfigError(
+            "topology.transport=mpi with cluster.supervise=true: a supervised role is a child of a process that has used MPI, after which a child "
+            "can't; set cluster.supervise=false (then a fault of any rank ends the job), or leave topology.transport out"
         )
     if topology.reward_discount == 1 and topology.reward_hops is None:
         raise ConfigError("topology.reward_discount=1 counts rewards however far; set topology.reward_hops")

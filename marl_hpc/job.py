@@ -65,11 +65,16 @@ def run_job(config: Config, overrides: list[str], signals: list[int], resume_fro
 
 
 def check_unsupervised(config: Config, launch: Launch, ranks: int) -> None:
-    """Raise ConfigError where nobody would start the ranks."""
+    """Raise ConfigError where nobody would start the ranks, or MPI isn't there for them."""
     if not config.cluster.supervise and launch.launcher == "alone" and ranks > 1:
         raise ConfigError(
             f"cluster.supervise=false, and no launcher: there is nobody to start the {ranks} ranks that the roles ask for; start them by "
             f"`mpiexec -n {ranks} python -m marl_hpc …` (or torchrun, or srun), or set cluster.supervise=true, or world=inline"
+        )
+    if config.topology.transport == "mpi" and launch.launcher != "mpi":
+        raise ConfigError(
+            f"topology.transport=mpi needs ranks of MPI, but these were started by {launch.launcher if launch.size else 'no launcher'}; start them by "
+            f"`mpiexec -n {ranks} python -m marl_hpc …`, or leave topology.transport out"
         )
 
 
@@ -122,6 +127,7 @@ class Job:
                 roles = ["inline"] if self.inline else [str(r) for r in assign(self.counts, hosts, [len(g) for g in gpus])]
                 wanted = self.cuda and self.config.device != "cpu"
                 devices = place_on_gpus(roles, hosts, gpus) if wanted else ["cpu"] * self.size
+                self.check_transport(roles, devices)
             except ConfigError as error:
                 store.set("job", {"wrong": str(error)})
                 if self.run_folder is not None:
@@ -222,6 +228,15 @@ class Job:
             raise ConfigError(f"env.name={self.config.env['name']!r} failed when it was made:\n{found['failed']}")
         self.cuda = found["cuda"]
         return found["spec"]
+
+    def check_transport(self, roles: list[str], devices: list[str]) -> None:
+        """Raise ConfigError where learners would exchange what is on GPUs by MPI."""
+        on_gpus = [device for role, device in zip(roles, devices, strict=True) if role.startswith("learner") and device != "cpu"]
+        if self.config.topology.transport == "mpi" and self.counts["learner"] > 1 and on_gpus:
+            raise ConfigError(
+                f"topology.transport=mpi exchanges rows in the memory of hosts, but learners are on {', '.join(on_gpus)}; set device=cpu, or "
+                "leave topology.transport out"
+            )
 
     def heed_signals(self) -> None:
         if self.signals:

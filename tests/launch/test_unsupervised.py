@@ -19,6 +19,7 @@ NETWORKED = (
     "evaluate.final_episodes=4", "topology.mix=all", "topology.reward_discount=0.5",
 )  # fmt: skip
 DIVIDED = ("roles.learner=2", "roles.rollout=2", UNSUPERVISED)  # six ranks
+BY_MPI = (*DIVIDED, "topology.transport=mpi")
 ENDLESS = (UNSUPERVISED, "budget.env_steps=100000000", "rollout.envs=1", "checkpoint.every_steps=200")
 BROKEN = """
 import time
@@ -83,17 +84,23 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> torch.Tensor:
 
 
 @pytest.mark.usefixtures("mpi")
-def test_ranks_that_are_their_roles_learn_as_one_process_does(tmp_path: Path, whole: torch.Tensor) -> None:
+@pytest.mark.parametrize(
+    ("layout", "transport"), [(BY_MPI, "MPI neighborhood collective"), (DIVIDED, "shared memory")], ids=["by MPI", "by default"]
+)
+def test_ranks_that_are_their_roles_learn_as_one_process_does(
+    tmp_path: Path, whole: torch.Tensor, layout: tuple[str, ...], transport: str
+) -> None:
     run_dir = tmp_path / "run"
-    program.run(mpiexec(6, networked(run_dir, *DIVIDED)), cwd=tmp_path)
+    program.run(mpiexec(6, networked(run_dir, *layout)), cwd=tmp_path)
     assert summary(run_dir)["status"] == "finished"
+    assert f"transport: {transport}," in (run_dir / "logs" / "rank_0.log").read_text()
     assert (rows(run_dir) - whole).abs().max() < 1e-9
 
 
 @pytest.mark.usefixtures("mpi")
 def test_a_stop_saves_and_the_run_goes_on(tmp_path: Path) -> None:
     run_dir = tmp_path / "run"
-    started = program.start(mpiexec(6, networked(run_dir, *DIVIDED, "budget.env_steps=100000000")), cwd=tmp_path)
+    started = program.start(mpiexec(6, networked(run_dir, *BY_MPI, "budget.env_steps=100000000")), cwd=tmp_path)
     program.until_learned(run_dir, 600)
     os.kill(program.pids(run_dir, "rollout/1")[-1], signal.SIGTERM)
     program.join([started], code=75)
@@ -151,7 +158,9 @@ def python_path(folder: Path) -> str:
     ("overrides", "words"),
     [
         ((UNSUPERVISED,), "`mpiexec -n 4 python -m marl_hpc …` (or torchrun, or srun), or set cluster.supervise=true"),
-        ((*NETWORKED, *DIVIDED), "or set cluster.supervise=true"),
+        ((*NETWORKED, "topology.transport=mpi"), "set cluster.supervise=false"),
+        ((*NETWORKED, *BY_MPI), "or set cluster.supervise=true"),
+        ((*NETWORKED, UNSUPERVISED, "topology.transport=mpi", "world=inline"), "topology.transport=mpi needs ranks of MPI"),
     ],
 )
 def test_what_no_launcher_can_start_is_refused(tmp_path: Path, overrides: tuple[str, ...], words: str) -> None:
