@@ -18,6 +18,7 @@ from marl_hpc.agents.asynchronous import AsynchronousAgent
 from marl_hpc.clocks import Clocks
 from marl_hpc.comm import collectives
 from marl_hpc.comm.peers import Peer
+from marl_hpc.comm.transports import communicator_of
 from marl_hpc.comm.world import World
 from marl_hpc.config import Config, ConfigError, computes_population, fingerprint, learns_population, needs_table
 from marl_hpc.division import Division
@@ -243,7 +244,7 @@ class Builder:
         config, world, clock = self.config, self.world, self.clock
         exchanges = collectives.replicas(self.interfaces, index, self.counts["learner"], self.collective_s)
         device = torch.device(self.job["devices"][world.rank])
-        exchanges |= self.division.exchanges(index, device, self.collective_s)
+        exchanges |= self.division.exchanges(index, device, self.collective_s, self.communicator())
         if index == 0:
             for name, around in self.division.neighborhoods.items():  # for the console and the summary
                 world.store.set(f"graph/{name}", {"text": f"{name}: {around.describe()}", **around.record()})
@@ -263,6 +264,12 @@ class Builder:
         if self.resumed:
             learner.resume(self.resumed[0])
         return learner
+
+    def communicator(self) -> Any:
+        """MPI's, of the learners, where they exchange by it; all of them call it alike."""
+        if self.config.topology.transport != "mpi" or self.counts["learner"] == 1:
+            return None
+        return communicator_of([self.world.roles.index(f"learner/{i}") for i in range(self.counts["learner"])])
 
     def data(self, dataset: list[Peer], clock: Clock) -> DatasetClient:
         return DatasetClient(dataset, self.world, clock, self.config.rollout.envs, self.nearest, self.team)

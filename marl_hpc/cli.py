@@ -67,6 +67,7 @@ def run(config: Config | list[str]) -> Summary:
     """Train as the command does: `config` is a typed configuration or a list of overrides. Raises ConfigError where it is wrong.
 
     SIGINT, SIGTERM and SIGUSR1 stop the run with a checkpoint while it lasts.
+    With cluster.supervise=false the role runs in this process: where it fails under a launcher, or can't be ended, the process ends, too.
     """
     import signal
 
@@ -136,21 +137,8 @@ def _plan(overrides: list[str]) -> str:
 
 
 def _exit(summary: Summary) -> int:
-    if summary.record:
-        print(_last_words(summary), file=sys.stderr)
+    from marl_hpc.summary import last_words
+
+    if words := last_words(summary):
+        print(words, file=sys.stderr)
     return summary.code
-
-
-def _last_words(summary: Summary) -> str:
-    record, evaluated = summary.record, summary.record["evaluate"]
-    lines = [f"{summary.status}: {record['exit_reason']}"]
-    if evaluated:
-        low, high = evaluated["mean_interval"]
-        lines.append(
-            f"evaluated return {evaluated['return_mean']:.2f} [{low:.2f}, {high:.2f}] over {evaluated['episodes']} episodes "
-            f"({evaluated['return_scale']}) at {evaluated['env_steps']:,} environment steps of {record['environment']['version']}"
-        )
-    lines.append(f"report: {summary.run_dir}/report.html")
-    if summary.status == "stopped":
-        lines.append(f"continue with: marl-hpc resume {summary.run_dir}")
-    return "\n".join(lines)

@@ -84,6 +84,8 @@ class Evaluate:
 class Cluster:
     interface: str | None = None  # network interface; default: the one on the route to the store
     membership: str = "elastic"  # elastic | static: how RPC peers join (static: any fault restarts all role processes)
+    # false: a rank that a launcher started is its role, without a supervisor, and may use MPI; any fault ends the job
+    supervise: bool = True
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -138,8 +140,8 @@ class Topology:
     reward_discount: float = 0.0  # a reward d hops away counts this to the power of d; 0: an agent cares for its own alone
     reward_hops: int | None = None  # farther ones don't count; default: those that count less than 1 %
     partition: str = "keep"  # of agents over learners: keep (their order) | rcm | metis
-    # auto | shared_memory | all_to_all | point_to_point: of parameters and rewards; what agents that talk tell each other always goes point
-    # to point, since gradients come back
+    # auto | shared_memory | all_to_all | point_to_point | mpi: of parameters and rewards; what agents that talk tell each other always goes
+    # point to point, since gradients come back
     transport: str = "auto"
     kernel: str = "torch"  # what sums neighbors' rows: torch | compiled, faster where a C compiler is
 
@@ -228,7 +230,7 @@ CHOICES = {
     "topology.mix": ("critic", "all", "none"),
     "topology.partition": ("keep", "rcm", "metis"),
     "topology.kernel": ("torch", "compiled"),
-    "topology.transport": ("auto", "shared_memory", "all_to_all", "point_to_point"),
+    "topology.transport": ("auto", "shared_memory", "all_to_all", "point_to_point", "mpi"),
     "population.name": (
         "none",
         "self_play",
@@ -356,6 +358,11 @@ def check_topology(config: Config) -> None:
     if topology.reward_hops is not None and (topology.reward_hops < 1 or not topology.reward_discount):
         raise ConfigError(
             f"topology.reward_hops={topology.reward_hops} must be 1 or more, and needs topology.reward_discount; got {topology.reward_discount}"
+        )
+    if topology.transport == "mpi" and config.cluster.supervise:
+        raise ConfigError(
+            "topology.transport=mpi with cluster.supervise=true: a supervised role is a child of a process that has used MPI, after which a child "
+            "can't; set cluster.supervise=false (then a fault of any rank ends the job), or leave topology.transport out"
         )
     if topology.reward_discount == 1 and topology.reward_hops is None:
         raise ConfigError("topology.reward_discount=1 counts rewards however far; set topology.reward_hops")

@@ -54,13 +54,13 @@ class Division:
         """Of these workers those who act for each interface."""
         return {name: tuple(w for w in workers if w % self.team == place) for name, place in self.places.items()}
 
-    def exchanges(self, learner: int, device: torch.device, deadline_s: float) -> dict[str, Any]:
-        """How a learner's parts of networked interfaces reach their neighbors; all learners call it alike."""
+    def exchanges(self, learner: int, device: torch.device, deadline_s: float, group: Any = None) -> dict[str, Any]:
+        """How a learner's parts of networked interfaces reach their neighbors; all learners call it alike. `group`: see `Neighborhoods`."""
         found = {}
         for plan in self.plans:
             around = self.neighborhoods.get(plan.interface.whole)
             if around is not None and self.places[plan.interface.name] == learner:
-                found[plan.interface.name] = around.exchange(learner, device, deadline_s)
+                found[plan.interface.name] = around.exchange(learner, device, deadline_s, group)
                 if learner == 0:
                     print(f"{plan.interface.whole}: {around.describe()}", flush=True)
         return found

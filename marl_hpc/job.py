@@ -15,12 +15,16 @@ import socket
 import sys
 import threading
 import time
+import traceback
+from collections.abc import Callable
+from concurrent.futures import Future
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from marl_hpc.comm import launchers, network
 from marl_hpc.comm.gpus import visible_gpus
+from marl_hpc.comm.in_process import AnyZygote, InProcess
 from marl_hpc.comm.launchers import Launch
 from marl_hpc.comm.store import AnyStore, Store, StoreClient, StoreLost, StoreServer
 from marl_hpc.comm.supervisor import STOPPED, Supervisor
@@ -32,9 +36,10 @@ from marl_hpc.report import render
 from marl_hpc.roles.assign import assign, count_roles, place_on_gpus, table
 from marl_hpc.run_folder import RunFolder, open_run
 from marl_hpc.storage.checkpoint import write_atomically
-from marl_hpc.summary import Summary, describe
+from marl_hpc.summary import Summary, describe, last_words
 
 PART_S = 15.0
+LAST_S = 60.0  # how long rank 0 may take to write down how a job ended
 CODES = {"finished": 0, "stopped": STOPPED, "failed": 1}
 
 
@@ -53,8 +58,24 @@ def run_job(config: Config, overrides: list[str], signals: list[int], resume_fro
     counts = count_roles(roles, None if inline else world_size, networked=networked(config))
     if config.roles.learner and config.roles.learner > 1 and inline:
         raise ConfigError(f"roles.learner={config.roles.learner}: a world of one process has one learner; set roles.learner=1")
+    check_unsupervised(config, launch, 1 if inline else sum(counts.values()))
     job = Job(config, overrides, launch, counts, inline, signals, resume_from)
-    return job.lead() if launch.rank == 0 else job.follow()
+    part = job.lead if launch.rank == 0 else job.follow
+    return part() if config.cluster.supervise else job.beside_its_role(part)
+
+
+def check_unsupervised(config: Config, launch: Launch, ranks: int) -> None:
+    """Raise ConfigError where nobody would start the ranks, or MPI isn't there for them."""
+    if not config.cluster.supervise and launch.launcher == "alone" and ranks > 1:
+        raise ConfigError(
+            f"cluster.supervise=false, and no launcher: there is nobody to start the {ranks} ranks that the roles ask for; start them by "
+            f"`mpiexec -n {ranks} python -m marl_hpc …` (or torchrun, or srun), or set cluster.supervise=true, or world=inline"
+        )
+    if config.topology.transport == "mpi" and launch.launcher != "mpi":
+        raise ConfigError(
+            f"topology.transport=mpi needs ranks of MPI, but these were started by {launch.launcher if launch.size else 'no launcher'}; start them by "
+            f"`mpiexec -n {ranks} python -m marl_hpc …`, or leave topology.transport out"
+        )
 
 
 class StoppedEarly(Exception):
@@ -73,7 +94,12 @@ class Job:
         self.team = counts["learner"] if networked(config) else 1  # who divide the agents of an environment among them
         self.one_host = launch.launcher == "alone" or launch.one_host
         self.start_s = config.timeouts.start_s * config.timeouts.scale
-        self.zygote = Zygote()  # imports torch while we look for the others
+        self.console = sys.stderr  # also while a role in this process prints into its log
+        self.ends_all = False  # the job ended in a way in which not every rank comes to its end by itself
+        if not config.cluster.supervise and launch.launcher == "mpi":
+            launchers.enter_mpi(launch)
+        # imports torch while we look for the others, or before
+        self.zygote: AnyZygote = Zygote() if config.cluster.supervise else InProcess(signals)
         self.started = time.time()
         self.job: dict[str, Any] = {"roles": [], "devices": [], "spec": {"version": None}}  # as long as none is known
         self.hosts: list[str] = []
@@ -90,7 +116,7 @@ class Job:
         port = server.address[1]
         try:
             if self.launch.launcher != "alone":
-                launchers.exchange(self.launch, {"addresses": addresses, "port": port, "key": key}, self.start_s)
+                self.exchange({"addresses": addresses, "port": port, "key": key})
             try:
                 self.run_folder = open_run(self.config, restarted=self.launch.restarted, resume_from=self.resume_from)
                 self.run_dir = self.run_folder.path
@@ -101,6 +127,7 @@ class Job:
                 roles = ["inline"] if self.inline else [str(r) for r in assign(self.counts, hosts, [len(g) for g in gpus])]
                 wanted = self.cuda and self.config.device != "cpu"
                 devices = place_on_gpus(roles, hosts, gpus) if wanted else ["cpu"] * self.size
+                self.check_transport(roles, devices)
             except ConfigError as error:
                 store.set("job", {"wrong": str(error)})
                 if self.run_folder is not None:
@@ -123,12 +150,13 @@ class Job:
             }  # fmt: skip
             self.job = job
             store.set("job", job)
-            self.progress = Progress(store, table(roles, self.hosts), self.run_dir)
+            self.progress = Progress(store, table(roles, self.hosts), self.run_dir, self.console)
             ranks = list(range(self.size)) if self.launch.launcher == "alone" else [0]
             outcome = self.supervise(store, (network.LOOPBACK if self.one_host else addresses[0], port), key, ranks)
             self.progress.close()
             summary = self.summarize(store, outcome)
-            self.part(store, 3.0 if "lost" in outcome else PART_S)
+            self.part(store, 3.0 if "lost" in outcome or self.ends_all else PART_S)
+            self.ends_all = self.ends_all or bool(store.scan("running/"))
             return summary
         finally:
             self.zygote.close()
@@ -201,6 +229,15 @@ class Job:
         self.cuda = found["cuda"]
         return found["spec"]
 
+    def check_transport(self, roles: list[str], devices: list[str]) -> None:
+        """Raise ConfigError where learners would exchange what is on GPUs by MPI."""
+        on_gpus = [device for role, device in zip(roles, devices, strict=True) if role.startswith("learner") and device != "cpu"]
+        if self.config.topology.transport == "mpi" and self.counts["learner"] > 1 and on_gpus:
+            raise ConfigError(
+                f"topology.transport=mpi exchanges rows in the memory of hosts, but learners are on {', '.join(on_gpus)}; set device=cpu, or "
+                "leave topology.transport out"
+            )
+
     def heed_signals(self) -> None:
         if self.signals:
             raise StoppedEarly(f"stopped by {signal.Signals(self.signals[0]).name} before training began")
@@ -225,7 +262,7 @@ class Job:
         except OSError as error:  # how the run ended is still to be said
             print(
                 f"the summary or the report couldn't be written: {error}; free space, then: marl-hpc report {self.run_dir}",
-                file=sys.stderr,
+                file=self.console,
             )
         return Summary(outcome["status"], self.exit_code(outcome), self.run_dir, record)
 
@@ -261,7 +298,12 @@ class Job:
             self.config, self.job, self.run_dir = from_record(job["config"]), job, Path(job["run_dir"])
             outcome = self.supervise(store, address, key, [self.launch.rank])
             with contextlib.suppress(StoreLost):  # then rank 0 waits for nobody any more
+                if self.role_runs:
+                    store.set(f"running/{self.launch.rank}", True)
                 store.set(f"bye/{self.launch.rank}", True)
+                if self.ends_all or self.role_runs:
+                    # launchers end all ranks when one fails, and rank 0 has to write down how it came to that
+                    store.wait("the end of rank 0", LAST_S)
             return Summary(outcome["status"], self.exit_code(outcome), self.run_dir, {})
         finally:
             self.zygote.close()
@@ -270,7 +312,7 @@ class Job:
         """Take up rank 0's invitation; an old one, of an attempt before this, leads nowhere and is asked for again."""
         until = time.monotonic() + self.start_s
         while True:
-            invitation = launchers.exchange(self.launch, None, self.start_s)
+            invitation = self.exchange(None)
             for host in invitation["addresses"]:
                 address = (host, invitation["port"])
                 try:
@@ -287,6 +329,45 @@ class Job:
 
     # all
 
+    def exchange(self, invitation: dict[str, Any] | None) -> dict[str, Any]:
+        return launchers.exchange(self.launch, invitation, self.start_s, keep_mpi=not self.config.cluster.supervise)
+
+    def beside_its_role(self, part: Callable[[], Summary]) -> Summary:
+        """Take this process's part in a thread, while the main thread, which this is, runs the role. Ends the process where a role is left that
+        can't be ended otherwise, or other ranks would wait for this one."""
+        role = self.zygote
+        assert isinstance(role, InProcess), "there is no supervisor"
+        ended: Future[Summary] = Future()
+
+        def take_part() -> None:
+            try:
+                summary = part()
+                if self.role_runs or self.ends_all:
+                    self.end(last_words(summary), summary.code)
+                ended.set_result(summary)
+            except ConfigError as error:
+                if self.role_runs:
+                    self.end(f"wrong configuration: {error}", 2)
+                ended.set_exception(error)
+            except BaseException:
+                self.end(traceback.format_exc(), 1)
+
+        threading.Thread(target=take_part, daemon=True, name="job").start()
+        role.serve()
+        summary = ended.result()
+        role.leave()
+        return summary
+
+    @property
+    def role_runs(self) -> bool:
+        """Whether this process has a role that goes on after it was given up."""
+        return isinstance(self.zygote, InProcess) and self.zygote.running
+
+    def end(self, words: str, code: int) -> NoReturn:
+        if words:
+            print(words, file=self.console, flush=True)
+        launchers.end(code)
+
     def supervise(self, store: AnyStore, address: tuple[str, int], key: str, ranks: list[int]) -> dict[str, Any]:
         supervisor = Supervisor(
             store=store, config=self.config, ranks=ranks, roles=self.job["roles"], zygote=self.zygote, signals=self.signals,
@@ -298,6 +379,8 @@ class Job:
             threading.Thread(target=self.stop_in_time, args=(store,), daemon=True, name="time-limit").start()
         outcome = supervisor.run()
         self.zygote = supervisor.zygote
+        if not self.config.cluster.supervise and self.size > 1:
+            self.ends_all = outcome["status"] == "failed" or "control/abandoned" in supervisor.control
         return outcome
 
     def stop_in_time(self, store: AnyStore) -> None:

@@ -20,12 +20,12 @@ from marl_hpc.comm.exchange_plan import Crossing, ExchangePlan
 from marl_hpc.comm.graphs import GraphExchange, Messages, discounted
 from marl_hpc.comm.neighbors import choose_transport
 from marl_hpc.comm.shared_memory import SharedMemory
-from marl_hpc.comm.transports import AllToAll, Nobody, PointToPoint
+from marl_hpc.comm.transports import AllToAll, Mpi, Nobody, PointToPoint
 from marl_hpc.config import ConfigError, Topology
 from marl_hpc.partition import Partition, partition
 from marl_hpc.types import EnvSpec, GroupSpec, InterfaceSpec
 
-TRANSPORTS = {"shared_memory": SharedMemory, "all_to_all": AllToAll, "point_to_point": PointToPoint}
+TRANSPORTS = {"shared_memory": SharedMemory, "all_to_all": AllToAll, "point_to_point": PointToPoint, "mpi": Mpi}
 LEAST_REWARD = 0.01  # farther rewards count less than this
 UNEVEN = 1e-6  # columns of weights sum to one, but for rounding
 EVEN_DIRECTED = (
@@ -96,8 +96,8 @@ class Neighborhoods:
         group = replace(self.group, name=f"{self.group.name}-{rank}", agents=names)
         return replace(interface, name=f"{interface.name}-{rank}", part_of=interface.name, groups=(group,))
 
-    def exchange(self, rank: int, device: torch.device, deadline_s: float) -> GraphExchange:
-        """What a rank's agents exchange by; all ranks call it alike."""
+    def exchange(self, rank: int, device: torch.device, deadline_s: float, group: Any = None) -> GraphExchange:
+        """What a rank's agents exchange by; all ranks call it alike. `group`: of these ranks, MPI's communicator where they exchange by MPI."""
         owners = self.partition.owners
         plans = ExchangePlan.in_turn(self.weights, owners, rank)
         rewards = None if self.reward_weights is None else ExchangePlan(self.reward_weights, owners, rank)
@@ -109,7 +109,7 @@ class Neighborhoods:
         elif name == "auto":
             transport = choose_transport(exchanged, device, deadline_s=deadline_s)
         else:
-            transport = TRANSPORTS[name](None, deadline_s)
+            transport = TRANSPORTS[name](group, deadline_s)
         self.transport = transport.name
         return GraphExchange(self.agents(rank), plans, rewards, transport, self.section.rounds, self.section.kernel)
 

@@ -6,7 +6,7 @@ import shutil
 import sys
 import time
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 from marl_hpc.comm.store import AnyStore
 
@@ -14,8 +14,10 @@ PLAIN_EVERY_S = 10.0
 
 
 class Progress:
-    def __init__(self, store: AnyStore, layout: str, run_dir: Path) -> None:
-        self.store, self.terminal = store, sys.stderr.isatty()
+    def __init__(self, store: AnyStore, layout: str, run_dir: Path, stream: TextIO | None = None) -> None:
+        """`stream`: where to; default: standard error."""
+        self.stream = sys.stderr if stream is None else stream
+        self.store, self.terminal = store, self.stream.isatty()
         self.last_plain = 0.0
         self.last: Any = None
         self.faults: set[str] = set()
@@ -26,9 +28,9 @@ class Progress:
     def say(self, text: str) -> None:
         """A line that stays."""
         if self.line_open:
-            print(file=sys.stderr)
+            print(file=self.stream)
             self.line_open = False
-        print(text, file=sys.stderr, flush=True)
+        print(text, file=self.stream, flush=True)
 
     def show(self) -> None:
         """Called each second."""
@@ -42,7 +44,7 @@ class Progress:
             return
         if self.terminal:
             self.last = record
-            print(f"\r\x1b[K{self.format(record)[: shutil.get_terminal_size().columns - 1]}", end="", file=sys.stderr, flush=True)
+            print(f"\r\x1b[K{self.format(record)[: shutil.get_terminal_size().columns - 1]}", end="", file=self.stream, flush=True)
             self.line_open = True
         elif time.monotonic() - self.last_plain > PLAIN_EVERY_S:
             self.last, self.last_plain = record, time.monotonic()

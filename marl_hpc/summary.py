@@ -60,6 +60,24 @@ def describe(
     }  # fmt: skip
 
 
+def last_words(summary: Summary) -> str:
+    """What a person is told in the end; nothing on other ranks than 0."""
+    if not summary.record:
+        return ""
+    record, evaluated = summary.record, summary.record["evaluate"]
+    lines = [f"{summary.status}: {record['exit_reason']}"]
+    if evaluated:
+        low, high = evaluated["mean_interval"]
+        lines.append(
+            f"evaluated return {evaluated['return_mean']:.2f} [{low:.2f}, {high:.2f}] over {evaluated['episodes']} episodes "
+            f"({evaluated['return_scale']}) at {evaluated['env_steps']:,} environment steps of {record['environment']['version']}"
+        )
+    lines.append(f"report: {summary.run_dir}/report.html")
+    if summary.status == "stopped":
+        lines.append(f"continue with: marl-hpc resume {summary.run_dir}")
+    return "\n".join(lines)
+
+
 def git_state() -> dict[str, Any]:
     """Commit of the checkout that this package runs from, if it is one, and whether anything but results of benchmarks differs from it."""
     root = Path(__file__).parent.parent

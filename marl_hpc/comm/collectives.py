@@ -71,6 +71,12 @@ def join_all(kind: str, store: dist.Store, index: int, count: int, cuda: bool, t
         dist.init_process_group(backend, store=dist.PrefixStore(f"{kind}s", store), rank=index, world_size=count, timeout=timeout)
 
 
+def leave_all() -> None:
+    """Leave the process group that `join_all` made, if any, once nobody needs it any more."""
+    if dist.is_initialized():
+        dist.destroy_process_group()
+
+
 class Team:
     """Rollout workers that step the same copies of an environment, each for its part of the agents."""
 

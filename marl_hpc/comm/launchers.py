@@ -6,6 +6,7 @@ variables. Rank 0 publishes an *invitation*: the store's addresses and the job's
 
 from __future__ import annotations
 
+import atexit
 import json
 import os
 import re
@@ -13,12 +14,15 @@ import secrets
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, NoReturn
 
 from marl_hpc.config import ConfigError
+
+FINALIZE_S = 15.0  # how long ranks wait for one another at the end
 
 
 class Launch(NamedTuple):
@@ -94,10 +98,14 @@ def _srun_with_pmi(e: Mapping[str, str]) -> bool:
     return "SLURM_STEP_ID" in e and e.get("SLURM_PROCID") == rank
 
 
-def exchange(launch: Launch, invitation: dict[str, Any] | None, timeout_s: float) -> dict[str, Any]:
-    """Rank 0 gives its invitation, everybody gets it. Raises TimeoutError naming where it was looked for."""
+def exchange(launch: Launch, invitation: dict[str, Any] | None, timeout_s: float, *, keep_mpi: bool = False) -> dict[str, Any]:
+    """Rank 0 gives its invitation, everybody gets it. `keep_mpi`: this process uses MPI later, too. Raises TimeoutError naming where it was
+    looked for."""
     if launch.launcher == "mpi":
-        return _broadcast(invitation)
+        received = mpi(launch).COMM_WORLD.bcast(invitation, root=0)
+        if not keep_mpi:  # a child of a process inside MPI can't use MPI again, and from here on nobody needs it
+            mpi(launch).Finalize()
+        return received
     if launch.launcher == "torchrun" and not launch.one_host:
         return _through_torchrun(invitation, timeout_s)
     return _through_file(_meeting_point(launch), invitation, timeout_s)
@@ -146,15 +154,53 @@ def new_key() -> str:
     return key
 
 
-def _broadcast(invitation: dict[str, Any] | None) -> dict[str, Any]:
+def mpi(launch: Launch) -> Any:
+    """mpi4py's MPI, initialized. Raises ConfigError where it isn't the one whose mpiexec started this."""
     try:
         from mpi4py import MPI
-    except ImportError as error:
+    except (ImportError, RuntimeError) as error:  # RuntimeError: no MPI library
         raise ConfigError(f"mpiexec started this but mpi4py can't be imported ({error}); pip install 'marl_hpc[mpi]'") from error
-    received = MPI.COMM_WORLD.bcast(invitation, root=0)
-    # a child of a process inside MPI can't use MPI again, and from here on nobody needs it
-    MPI.Finalize()
-    return received
+    place = (MPI.COMM_WORLD.Get_rank(), MPI.COMM_WORLD.Get_size())
+    if place != (launch.rank, launch.size):
+        raise ConfigError(
+            f"mpiexec started rank {launch.rank} of {launch.size}, but to mpi4py this is rank {place[0]} of {place[1]}: it is built for another "
+            f"MPI ({MPI.Get_library_version().splitlines()[0]}); start by that one's mpiexec, or install mpi4py for this one"
+        )
+    return MPI
+
+
+def enter_mpi(launch: Launch) -> None:
+    """In the main thread of a process that uses MPI to its end. Raises ConfigError where a second thread can't."""
+    found = mpi(launch)
+    if found.Query_thread() < found.THREAD_SERIALIZED:
+        raise ConfigError(
+            "cluster.supervise=false uses MPI from two threads in turn, and this MPI is for one only; set cluster.supervise=true, or take an "
+            "MPI with MPI_THREAD_SERIALIZED"
+        )
+    leaving, left = threading.Event(), threading.Event()
+
+    def watch() -> None:
+        leaving.wait()
+        if not left.wait(FINALIZE_S):
+            os._exit(1)
+
+    def leave() -> None:
+        leaving.set()
+        if not found.Is_finalized():
+            found.Finalize()
+        left.set()
+
+    # mpi4py's own MPI_Finalize, after the last thread of Python, would wait for ever for a rank that is gone
+    threading.Thread(target=watch, daemon=True, name="leaving-mpi").start()
+    atexit.register(leave)
+
+
+def end(code: int) -> NoReturn:
+    """End this process from any thread, whatever the others do. Inside MPI that ends all of its ranks, and mpiexec says `code`."""
+    found = sys.modules.get("mpi4py.MPI")
+    if found and found.Is_initialized() and not found.Is_finalized() and found.Query_thread() == found.THREAD_MULTIPLE:
+        found.COMM_WORLD.Abort(code)
+    os._exit(code)
 
 
 def _meeting_point(launch: Launch) -> Path:

@@ -6,11 +6,12 @@ supervisor has one rank; without one it has all of them.
 What a role process can end with: 0 done; 75 stopped with a checkpoint; 1 its own exception, which ends the job; 3 a peer was lost,
 which isn't its fault. Anything else (a signal, a passed deadline) is a fault: a rollout worker is replaced alone, any other role
 raises the *generation*, and every role process starts again from the last complete checkpoint.
+
+With cluster.supervise=false the role is in the same process (`in_process`), and nothing can be started again: any fault ends the job.
 """
 
 from __future__ import annotations
 
-import contextlib
 import os
 import signal
 import threading
@@ -19,6 +20,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
+from marl_hpc.comm.in_process import AnyZygote
 from marl_hpc.comm.store import AnyStore, StoreLost
 from marl_hpc.comm.zygote import FAILED, LOST, SIGNALS, Stamp, Zygote
 from marl_hpc.config import Config
@@ -39,6 +41,7 @@ class Child:
     stamp: Stamp
     killed_because: str | None = None
     lost_since: float | None = None
+    lost_because: str = ""
 
 
 class Ended(NamedTuple):
@@ -57,7 +60,7 @@ class Supervisor:
     ranks: list[int]
     roles: list[str]
     job: dict[str, Any]  # what every role process is started with
-    zygote: Zygote
+    zygote: AnyZygote
     signals: list[int]  # received so far; appended to by the handlers
     logs: Callable[[int], int]  # rank -> descriptor to write its output to
     each_second: Callable[[], None] = lambda: None
@@ -89,7 +92,7 @@ class Supervisor:
                 return outcome
             if self.lost_store:
                 self._kill_all(self.lost_store)
-                return {"status": "stopped", "reason": self.lost_store, "lost": True}
+                return self._lost(self.lost_store)
             try:
                 self._tend()
                 if time.monotonic() >= next_second:
@@ -99,6 +102,10 @@ class Supervisor:
                         self._listen()
             except StoreLost as error:
                 self.lost_store = str(error)
+
+    def _lost(self, reason: str) -> dict[str, Any]:
+        """The outcome where a whole rank is gone: a supervisor was there, whose end is nobody's fault, or it was the role itself."""
+        return {"status": "stopped" if self.config.cluster.supervise else "failed", "reason": reason, "lost": True}
 
     def _watch(self) -> None:
         known: dict[str, Any] = {}
@@ -123,15 +130,20 @@ class Supervisor:
     def _listen(self) -> None:
         """Called each second: end the job, resumable, when another supervisor is silent. Our own seconds count, not the clock's: who
         suspends a job suspends all of it."""
-        allowed_s = self.config.timeouts.node_s * self.config.timeouts.scale
+        timeouts, supervise = self.config.timeouts, self.config.cluster.supervise
+        # a role in the same process may keep Python to itself for a step
+        allowed_s = timeouts.scale * (timeouts.node_s if supervise else max(timeouts.node_s, timeouts.step_s))
+        if "control/stop" in self.control:  # nobody may take longer now
+            allowed_s = min(allowed_s, self.config.run.grace_s)
         for rank in set(range(len(self.roles))).difference(self.ranks):
             beat = self.store.get(f"alive/{rank}") or 0
             last, seconds = self.heard.get(rank, (0, 0))
             self.heard[rank] = (beat, 0 if beat != last else seconds + 1)
             if self.heard[rank][1] > allowed_s:
-                text = f"rank {rank} ({self.roles[rank]}) or its node is lost: its supervisor said nothing for {allowed_s:.0f} s"
+                who = "its supervisor" if supervise else "it"
+                text = f"rank {rank} ({self.roles[rank]}) or its node is lost: {who} said nothing for {allowed_s:.0f} s"
                 self.store.set(f"fault/{rank}/lost", text)
-                self.store.set_default("control/outcome", {"status": "stopped", "reason": text, "lost": True})
+                self.store.set_default("control/outcome", self._lost(text))
 
     def _pass_signals(self) -> None:
         if self.signals and "control/stop" not in self.control:
@@ -147,7 +159,9 @@ class Supervisor:
             self._start_waiting(generation)
             for event in self.zygote.events(0.05):
                 if "exited" in event:
-                    self._exited(event["exited"], event["pid"], event["code"])
+                    self._exited(event)
+        except StoreLost:
+            raise
         except OSError:
             self._lost_zygote()
         for child in list(self.children.values()):
@@ -197,24 +211,25 @@ class Supervisor:
         while pid is None:
             for event in self.zygote.events(1.0):
                 if "exited" in event:
-                    self._exited(event["exited"], event["pid"], event["code"])
+                    self._exited(event)
                 elif event.get("started") == rank:
                     pid = event["pid"]
         return pid
 
-    def _exited(self, rank: int, pid: int, code: int) -> None:
+    def _exited(self, event: dict[str, Any]) -> None:
+        rank, code, why = event["exited"], event["code"], event.get("why", "")
         child = self.children.pop(rank, None)
         if child is None:
             return
         if code in (0, STOPPED):
             self._end(rank, code, child.generation)
         elif code == FAILED and child.killed_because is None:
-            failure = self.store.get(f"failure/{rank}") or f"see logs/rank_{rank}.log"
+            failure = self.store.get(f"failure/{rank}") or why or f"see logs/rank_{rank}.log"
             self._decide("failed", f"rank {rank} ({child.role}) failed:\n{failure}")
         elif code == LOST:
             # somebody else's fault raises the generation; if nobody does, the connection itself is at fault
             self.children[rank] = child
-            child.lost_since = time.monotonic()
+            child.lost_since, child.lost_because = time.monotonic(), why
         else:
             text = child.killed_because or (f"killed by {signal.Signals(-code).name}" if code < 0 else f"exit status {code}")
             self._fault(child, text)
@@ -226,7 +241,9 @@ class Supervisor:
                 self.waiting[child.rank] = generation
             elif time.monotonic() - child.lost_since > SETTLE_S:
                 del self.children[child.rank]
-                self._fault(child, "lost contact with a peer that is alive")
+                self._fault(
+                    child, "lost contact with a peer" + (f": {child.lost_because}" if child.lost_because else " that is alive")
+                )
             return
         if child.killed_because is not None:
             return
@@ -251,6 +268,11 @@ class Supervisor:
             self._end(child.rank, STOPPED, child.generation)
             if not child.role.startswith(SAVES_NOTHING):
                 self.store.set_default("control/abandoned", f"rank {child.rank} ({child.role}) {text} while stopping")
+            return
+        if not self.config.cluster.supervise:
+            line = f"rank {child.rank} ({child.role}) {text}"
+            self.store.set(f"fault/{child.rank}/1", line)
+            self._decide("failed", f"{line}; with cluster.supervise=false nothing is started again: see logs/rank_{child.rank}.log")
             return
         if self._too_many(child.rank, text):
             return
@@ -326,8 +348,7 @@ class Supervisor:
     def _kill(self, child: Child, reason: str) -> None:
         if child.killed_because is None:
             child.killed_because = reason
-            with contextlib.suppress(ProcessLookupError):  # its end is already on the way to us
-                os.killpg(child.pid, signal.SIGKILL)
+            self.zygote.kill(child.pid)
 
     def _kill_all(self, reason: str) -> None:
         for child in self.children.values():

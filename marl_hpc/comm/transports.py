@@ -234,8 +234,8 @@ class AllToAll:
 class Mpi:
     """MPI's neighborhood collective, one call an exchange; for programs that mpiexec starts and nobody supervises.
 
-    It needs no torch.distributed. `marl_hpc train` can't use it: its roles are children of processes that may have called MPI_Init, after
-    which a child can't. A rank that dies is mpiexec's to notice: by MPI's default it ends the whole job. One that stands still is an error
+    It needs no torch.distributed. Roles of a training run can use it where cluster.supervise=false: others are children of processes that
+    may have called MPI_Init, after which a child can't. A rank that dies is mpiexec's to notice: by MPI's default it ends the whole job. One that stands still is an error
     at the deadline, which can't say which of the neighbors it is where there are several.
     """
 
@@ -306,6 +306,13 @@ class Mpi:
 
     def messages(self, plan: ExchangePlan) -> int:
         return len(plan.sends)
+
+
+def communicator_of(ranks: Sequence[int]) -> Any:
+    """MPI's communicator of these ranks of all, in this order. They all ask alike, and nobody else has to."""
+    from mpi4py import MPI
+
+    return MPI.COMM_WORLD.Create_group(MPI.COMM_WORLD.Get_group().Incl(list(ranks)))
 
 
 def check_all_ranks(plan: ExchangePlan, rank: int, ranks: int, name: str) -> None:

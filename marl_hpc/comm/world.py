@@ -13,11 +13,11 @@ import traceback
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 
-from marl_hpc.comm import collectives, rpc
+from marl_hpc.comm import collectives, in_process, rpc
 from marl_hpc.comm.network import LOOPBACK, interface_of, use_interface
 from marl_hpc.comm.peers import Peer, PeerLost
 from marl_hpc.comm.store import StoreClient, StoreLost
@@ -26,6 +26,12 @@ from marl_hpc.comm.zygote import LOST, Stamp
 REPORT_EVERY_S = 2.0
 STOPPED = 75
 CORE = ("parameter", "dataset", "inference")
+
+
+def end_process(code: int, why: str) -> NoReturn:
+    """End this role process at once, from whatever thread."""
+    print(why, flush=True)
+    os._exit(code)
 
 
 class StoppedJoining(Exception):
@@ -48,6 +54,7 @@ class World:
     entry: dict[str, Any] = field(default_factory=dict)  # how peers reach this process
     stores: list[Any] = field(default_factory=list)  # c10d stores live as long as who uses them
     reported: float = 0.0
+    end: Callable[[int, str], NoReturn] = end_process
 
     @property
     def role(self) -> str:
@@ -146,13 +153,12 @@ class World:
                 stopped_before = self.stopping
                 self.control = known
                 if known.get("control/generation", 0) > self.generation:
-                    print(f"generation {known['control/generation']} begins; leaving", flush=True)
-                    os._exit(LOST)
+                    self.end(LOST, f"generation {known['control/generation']} begins; leaving")
                 if (self.stopping and not stopped_before) or self.training_ended:
                     for listener in self.listeners:
                         listener()
-        except StoreLost:
-            os._exit(LOST)
+        except StoreLost as error:
+            self.end(LOST, f"StoreLost: {error}")
 
 
 @contextmanager
@@ -163,6 +169,8 @@ def join(job: dict[str, Any], deadline: Stamp, *, cuda: bool) -> Iterator[World]
     timeouts, rank, generation = job["timeouts"], job["rank"], job["generation"]
     patience_s = timeouts["wait_s"] * timeouts["scale"]
     world = World(rank, generation, job["roles"], store, deadline, timeouts["step_s"] * timeouts["scale"], patience_s)
+    if not job["config"]["cluster"]["supervise"]:
+        world.end = in_process.leave  # the process is the supervisor's, too
     world.deadline.expect_within(timeouts["start_s"] * timeouts["scale"])
     address = LOOPBACK
     if not job["one_host"]:
@@ -191,11 +199,9 @@ def join(job: dict[str, Any], deadline: Stamp, *, cuda: bool) -> Iterator[World]
         yield world
     except (PeerLost, StoreLost) as error:
         # whose fault it is, the supervisors find out; a new generation ends this process from the watcher
-        print(f"{type(error).__name__}: {error}", flush=True)
-        os._exit(LOST)
+        world.end(LOST, f"{type(error).__name__}: {error}")
     except StoppedJoining:
-        print("stopped before it had joined", flush=True)
-        os._exit(STOPPED)
+        world.end(STOPPED, "stopped before it had joined")
     except Exception:
         store.set(f"failure/{rank}", traceback.format_exc())
         raise
@@ -217,7 +223,8 @@ def _join_rpc(world: World, job: dict[str, Any], address: str, patience_s: float
     # parked answers live as long as their caller waits; the caller's own deadline comes first
     timeout_s, threads = 10 * patience_s, 4 if serves else 2
     if job["membership"] == "elastic":
-        number = world.store.add("next_number", 1) - 1
+        # nobody is replaced where nobody supervises, and torch lets a process that runs again have no other number
+        number = world.store.add("next_number", 1) - 1 if job["config"]["cluster"]["supervise"] else world.rank
         name = f"{world.role.replace('/', '-')}:{number}"
         where = rpc.join_elastic(name, number, timeout_s, threads)
         world.entry = {"name": name, "number": number, "address": where}

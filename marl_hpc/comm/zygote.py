@@ -89,6 +89,10 @@ class Zygote:
             found.append(json.loads(message))
         return found
 
+    def kill(self, pid: int) -> None:
+        """End a role process and what it has started."""
+        kill_group(pid)  # if it is gone, its end is already on the way to us
+
     def close(self) -> None:
         """Let it end what it forked, and itself."""
         self.socket.close()

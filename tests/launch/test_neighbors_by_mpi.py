@@ -1,10 +1,8 @@
 """The exchange with neighbors under a real mpiexec, with no torch.distributed."""
 
-import contextlib
 import os
 import sys
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -17,7 +15,6 @@ from marl_hpc.comm.transports import Nobody
 
 pytestmark = pytest.mark.usefixtures("mpi")
 
-SHARED = Path("/dev/shm")
 PROGRAM = exchanging_by_mpi.__file__
 ENVIRONMENT = {"PYTHONPATH": os.pathsep.join([str(program.ROOT), str(program.ROOT / "tests")])}
 
@@ -25,22 +22,6 @@ ENVIRONMENT = {"PYTHONPATH": os.pathsep.join([str(program.ROOT), str(program.ROO
 def launched(ranks: int, folder: Path, fault: str = "none"):
     argv = ["mpiexec", "-n", str(ranks), sys.executable, PROGRAM, str(folder), fault]
     return program.start(argv, cwd=folder, env=ENVIRONMENT)
-
-
-@pytest.fixture
-def swept() -> Iterator[None]:
-    """Afterward, the shared memory that MPICH leaves of a job that was killed is gone: what nobody maps."""
-    before = set(SHARED.glob("mpich_shm_*"))
-    yield
-    until = time.monotonic() + 5  # ranks may still be ending
-    while (left := set(SHARED.glob("mpich_shm_*")) - before) and time.monotonic() < until:
-        for maps in Path("/proc").glob("[0-9]*/maps"):
-            with contextlib.suppress(OSError):
-                text = maps.read_text()
-                left -= {path for path in left if path.name in text}
-        for path in left:
-            path.unlink(missing_ok=True)
-        time.sleep(0.1)
 
 
 @pytest.mark.parametrize("ranks", [2, 4])

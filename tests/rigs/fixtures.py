@@ -1,5 +1,7 @@
 """The rigs as pytest fixtures, one of each for a whole session, and the run that all launchers are compared with."""
 
+import contextlib
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -8,6 +10,8 @@ import pytest
 from rigs import program, require
 from rigs.hosts import Hosts
 from rigs.slurm import Slurm
+
+SHARED = Path("/dev/shm")
 
 
 @pytest.fixture(scope="session")
@@ -30,6 +34,22 @@ def slurm(hosts: Hosts) -> Iterator[Slurm]:
 def mpi() -> None:
     """MPICH and mpi4py."""
     require("mpi")
+
+
+@pytest.fixture
+def swept() -> Iterator[None]:
+    """Afterward, the shared memory that MPICH leaves of a job that was killed is gone: what nobody maps."""
+    before = set(SHARED.glob("mpich_shm_*"))
+    yield
+    until = time.monotonic() + 5  # ranks may still be ending
+    while (left := set(SHARED.glob("mpich_shm_*")) - before) and time.monotonic() < until:
+        for maps in Path("/proc").glob("[0-9]*/maps"):
+            with contextlib.suppress(OSError):
+                text = maps.read_text()
+                left -= {path for path in left if path.name in text}
+        for path in left:
+            path.unlink(missing_ok=True)
+        time.sleep(0.1)
 
 
 @pytest.fixture(scope="session")
