@@ -414,6 +414,18 @@ def test_simulating_ahead_gives_each_stage_the_strategy_of_the_one_before(tmp_pa
             ],
             "120 ways",
         ),
+        (
+            ["population=league", "env=mpe_fast/simple_spread", "env.N=7", "rollout.envs=7"],
+            "5,040 ways .* raise it, or set groups=separate$",
+        ),
+        (
+            ["population=psro", "population.half_width=0.1"],
+            "half_width=0.1: .* computed: leave it out, or set population.payoffs=simulated",
+        ),
+        (
+            ["population=psro", "population.min_episodes=10", "population.max_episodes=20"],
+            "min_episodes=10, population.max_episodes=20: ",
+        ),
     ],
 )
 def test_what_cant_be_is_refused_before_anything_starts(overrides, said):
@@ -424,6 +436,26 @@ def test_what_cant_be_is_refused_before_anything_starts(overrides, said):
 
     with pytest.raises(ConfigError, match=said):
         prepare()
+
+
+@pytest.mark.parametrize(
+    "option",
+    [
+        "groups=separate", "rollout.envs=4", "rollout.fragment=20", "rollout.max_lag=0", "rollout.transfer=delta", "dataset.queue_bytes=1000",
+        "budget.env_steps=100", "evaluate.every_steps=10", "evaluate.final_episodes=5", "evaluate.greedy=true", "checkpoint.every_steps=10",
+        "dtype=float64", "team_reward=sum",
+    ],
+)  # fmt: skip
+def test_options_of_learning_are_refused_where_best_responses_are_computed(option):
+    key = option.partition("=")[0]
+    with pytest.raises(ConfigError, match=f"^{key}=.* is about learning, and population.oracle=exact computes best responses"):
+        compose([*EXACT, option])
+
+
+@pytest.mark.parametrize("experiment", ["kuhn_psro_exact", "leduc_psro_exact"])
+def test_experiments_that_compute_are_taken(experiment):
+    config = compose([f"experiment={experiment}", "budget.seconds=5", "checkpoint.keep=1", "roles.rollout=1"])
+    assert config.population.oracle == "exact"
 
 
 def test_a_uniform_table_is_openspiels_uniform_policy():
