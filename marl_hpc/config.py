@@ -499,6 +499,11 @@ def check_exact(config: Config) -> None:
         "roles.inference": config.roles.inference > 0, "roles.learner": (config.roles.learner or 1) > 1, "budget.return_mean": config.budget.return_mean is not None,
         "algorithm": set(config.algorithm) != {"name"}, "population.start=network": config.population.start == "network",
     }  # fmt: skip
+    usual = Config()
+    whole = [f"{section}.{f.name}" for section in ("rollout", "dataset", "evaluate") for f in fields(lookup(usual, section))]
+    for key in ("groups", "team_reward", "dtype", "budget.env_steps", "checkpoint.every_steps", *whole):
+        value = lookup(config, key)
+        learning[f"{key}={value}"] = value != lookup(usual, key)
     for key, given in learning.items():
         if given:
             raise ConfigError(f"{key} is about learning, and population.oracle=exact computes best responses: leave it out")

@@ -21,7 +21,7 @@ from torch import Tensor
 
 from marl_hpc.actors import PolicyNetwork, build_policy
 from marl_hpc.agents import TeamAgent
-from marl_hpc.config import Config, ConfigError, Population
+from marl_hpc.config import SIMULATED, Config, ConfigError, Population, needs_table
 from marl_hpc.envs.openspiel_fast import CompiledBatch, whole_game
 from marl_hpc.envs.vectorized import VectorizedBatch
 from marl_hpc.games import Game, realization_plan
@@ -429,12 +429,8 @@ def check(config: Config, plans: Sequence[Plan], env: EnvBatch) -> None:
                 f"population.payoffs=exact with env={config.env['name']}: payoffs are computed in games that are written down whole, such as "
                 "openspiel_fast/…, of policies that act by what they see now; set payoffs=simulated, or algorithm.gru=0"
             )
-    rotation = math.prod(math.factorial(len(group)) for group in sharing(populations_of(players)))
-    if section.cross_play and rotation > section.max_episodes:
-        raise ConfigError(
-            f"population.cross_play=true with env={config.env['name']}: the episodes of a cell rotate over {rotation:,} ways to seat players who "
-            f"share a population, more than population.max_episodes={section.max_episodes}: leave it out, or set groups=separate"
-        )
+    if needs_table(section):
+        check_simulation(config, plans, env)
     if section.name in ("psro", "pipeline_psro"):
         check_solver(
             section,
@@ -443,3 +439,32 @@ def check(config: Config, plans: Sequence[Plan], env: EnvBatch) -> None:
             symmetric=len(set(populations_of(players))) == 1,
             zero_sum=lambda: zero_sum(env, [player.places for player in players]),
         )
+
+
+def check_simulation(config: Config, plans: Sequence[Plan], env: EnvBatch) -> None:
+    """Raise ConfigError for options of simulated payoffs where payoffs are computed, and for episodes that aren't enough."""
+    section, usual = config.population, Population()
+    given = [f"population.{key}={getattr(section, key)}" for key in SIMULATED if getattr(section, key) != getattr(usual, key)]
+    rotation = math.prod(math.factorial(len(group)) for group in sharing(populations_of(players_of(plans))))
+    if not given and rotation <= section.max_episodes:
+        return
+    if section.payoffs != "simulated" and computes(plans, env):
+        if given:
+            raise ConfigError(
+                f"{', '.join(given)}: about payoffs that are simulated, and those of env={config.env['name']} are computed: leave it out, or set "
+                "population.payoffs=simulated"
+            )
+    elif rotation > section.max_episodes:
+        raise ConfigError(
+            f"population={section.name} with env={config.env['name']}: the episodes of a cell rotate over {rotation:,} ways to seat players who "
+            f"share a population, more than population.max_episodes={section.max_episodes}: raise it, or set groups=separate"
+            + (", or leave population.cross_play out" if section.cross_play else "")
+        )
+
+
+def computes(plans: Sequence[Plan], env: EnvBatch) -> bool:
+    """Whether payoffs=auto computes them."""
+    try:
+        return game_of(plans, env) is not None
+    except ConfigError:  # that the game can't be written down is an answer, not a mistake
+        return False

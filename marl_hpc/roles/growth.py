@@ -76,7 +76,8 @@ class Growth:
     def useful(
         self, interface: InterfaceSpec, parts: Mapping[str, Tensor], columns: Tensor, total: int
     ) -> tuple[dict[str, Tensor], Tensor, int]:
-        """What `AgentInterface.learn` takes, without copies [:, B] in which an interface never learns."""
+        """What `AgentInterface.learn` takes, without copies [:, B] in which an interface never learns; of a replica's part it may be that
+        none is left. Minibatches are of those of all replicas, as they are of one."""
         mine = [i for i, player in enumerate(self.players) if player.population == self.places[interface.foremost]]
         kept = torch.from_numpy(learning_in(total, len(self.players), self.lines, interface.line, mine, self.section))
         here = kept[columns]

@@ -108,11 +108,11 @@ class Learner:
     def learn(self, k: int, batches: list[Batch]) -> tuple[dict[str, float], str]:
         """(metrics, what went wrong)."""
         metrics: dict[str, float] = {}
-        for (agent, part, parts), batch in zip(self.replicas, batches, strict=True):
+        for (agent, part, _), batch in zip(self.replicas, batches, strict=True):
             given, columns, total = batch.parts, batch.columns, self.schedule.steps // self.config.rollout.fragment
             if batch.drawn is not None:
                 given = batch.drawn
-            elif self.growth is not None and parts == 1:
+            elif self.growth is not None:
                 given, columns, total = self.growth.useful(agent.interface, given, columns, total)
             if not given:
                 continue

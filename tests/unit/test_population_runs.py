@@ -1,6 +1,7 @@
 """Whole runs with populations, in this process."""
 
 import json
+from itertools import pairwise
 
 import numpy as np
 import pyspiel
@@ -16,6 +17,7 @@ from marl_hpc.config import ConfigError
 from marl_hpc.envs.openspiel_fast import whole_game
 from marl_hpc.games import nash_conv, uniform_policy
 from marl_hpc.meta_solvers import resolve
+from marl_hpc.populations import PolicyId
 from marl_hpc.roles import casting, exact, population
 from marl_hpc.roles.casting import natural
 from marl_hpc.roles.exact import ExactLearner
@@ -233,32 +235,77 @@ def test_payoffs_of_games_that_cant_be_written_down_are_simulated(tmp_path, monk
 
 
 def test_an_opponent_is_drawn_once_an_episode_and_nobody_learns_from_it(tmp_path, monkeypatch):
-    seen = []
-    collect = RolloutWorker.collect
+    seen, steps = [], []
+    collect, act = RolloutWorker.collect, RolloutWorker.act
 
-    def noting(self, sequence):
-        begun = []
-        begin = self.casting.begin
-        self.casting.begin = lambda copies, *rest: (begin(copies, *rest), begun.extend(copies))[0]
+    def acting(self, *arguments):
+        steps.append((self.first.copy(), self.casting.cast.copy()))
+        return act(self, *arguments)
+
+    def collecting(self, sequence):
+        steps.clear()
         packed, ended = collect(self, sequence)
-        del self.casting.begin
-        seen.append((packed, len(begun), self.casting.cast.copy()))
+        seen.append((packed, list(steps)))
         return packed, ended
 
-    monkeypatch.setattr(RolloutWorker, "collect", noting)
-    rank = inline.rank(tmp_path, *KUHN, "population=psro", "groups=separate", "rollout.envs=4")
+    monkeypatch.setattr(RolloutWorker, "act", acting)
+    monkeypatch.setattr(RolloutWorker, "collect", collecting)
+    run = (*KUHN, "population=psro", "population.meta_solver=uniform", "groups=separate", "rollout.envs=4")
+    rank = inline.rank(tmp_path, *run)
     assert rank.run() == 0
-    for packed, begun, cast in seen:
-        assert begun >= 1
-        assert ((cast == -1).sum(1) == 1).all()  # one learns in each copy
-        assert (cast[:, 0] == -1).tolist() == [True, False, True, False]
+    met, again = set(), 0
+    for packed, steps in seen:
+        for (_, before), (first, cast) in pairwise(steps):
+            np.testing.assert_array_equal(cast[~first], before[~first])
+            again += (cast[first] != before[first]).sum()
+        for t, (_, cast) in enumerate(steps):
+            assert ((cast == -1).sum(1) == 1).all()  # one learns in each copy
+            assert (cast[:, 0] == -1).tolist() == [True, False, True, False]
+            met |= set(cast.ravel().tolist())
+            for plan in rank.builder.plans:
+                name = plan.interface.name
+                active = unpack(packed[name], plan.interface, "float32")[f"{name}/active"][t, :, 0]
+                assert not active[cast[:, int(name[-1])] != -1].any()
         for plan in rank.builder.plans:
             name = plan.interface.name
             active = unpack(packed[name], plan.interface, "float32")[f"{name}/active"][..., 0]
-            learns = cast[:, int(name[-1])] == -1
-            assert not active[:, ~learns].any()
-            assert active[:, learns].any()
-    assert max(cast.max() for _, _, cast in seen) >= 0
+            assert active[:, steps[0][1][:, int(name[-1])] == -1].any()
+    assert met == {-1, 0, 1, 2}
+    assert again > 10  # another episode, another opponent
+
+
+def test_the_policies_that_were_used_last_stay_in_memory():
+    loaded = []
+
+    def values(name):
+        loaded.append(name.number)
+        return None, {}
+
+    frozen = casting.FrozenPolicies(["a plan"], {0: 0}, lambda plan: {}, None, None, limit=2)  # type: ignore[arg-type]
+    frozen.values = values  # type: ignore[method-assign]
+    for number in (0, 1, 0, 2, 0, 1):
+        assert frozen[PolicyId(0, number)] is frozen[PolicyId(0, number)]
+        assert len(frozen.kept) <= 2
+    assert loaded == [0, 1, 2, 1]
+    assert list(frozen.kept) == [PolicyId(0, 0), PolicyId(0, 1)]
+
+
+def test_how_many_policies_stay_in_memory_changes_nothing(tmp_path, monkeypatch):
+    most, get = [0], casting.FrozenPolicies.__getitem__
+
+    def noting(self, name):
+        found = get(self, name)
+        most.append(len(self.kept))
+        return found
+
+    monkeypatch.setattr(casting.FrozenPolicies, "__getitem__", noting)
+    run = (*KUHN, "population=fictitious_play", "groups=separate", "rollout.envs=4")
+    inline.train(tmp_path / "all", *run)
+    assert max(most) > 2
+    most.clear()
+    inline.train(tmp_path / "two", *run, "population.cache=2")
+    assert max(most) == 2
+    assert read(tmp_path / "two", "members.json") == read(tmp_path / "all", "members.json")
 
 
 @pytest.mark.parametrize("payoffs", ["simulated", "exact"])
@@ -273,6 +320,35 @@ def test_a_worker_says_between_two_steps_that_it_is_at_what_it_was_given(tmp_pat
     assert len(renewed) > 4
     assert set(renewed) == {"rollout/0"}
     assert read(tmp_path / "slow", "payoffs.json") == read(tmp_path / "quick", "payoffs.json")
+
+
+@pytest.mark.parametrize("lag", [0, 1])
+def test_payoffs_are_simulated_between_iterations_where_they_lag_and_before_them_otherwise(tmp_path, monkeypatch, lag):
+    events, simulate, learn = [], casting.Casting.simulate, Learner.learn
+
+    def simulating(self, lease):
+        events.append(("simulate", max(lease.cell)))  # the stage that asks for the cell
+        return simulate(self, lease)
+
+    def learning(self, k, batches):
+        events.append(("learn", self.schedule.stage(k)))
+        return learn(self, k, batches)
+
+    monkeypatch.setattr(casting.Casting, "simulate", simulating)
+    monkeypatch.setattr(Learner, "learn", learning)
+    inline.train(
+        tmp_path, *KUHN, "population=psro", "groups=separate", "population.payoffs=simulated", "population.meta_solver=uniform",
+        "population.min_episodes=50", "population.max_episodes=50", "rollout.envs=2", f"population.lag={lag}",
+    )  # fmt: skip
+    for stage in (1, 2):
+        learned = [place for place, event in enumerate(events) if event == ("learn", stage)]
+        simulated = [place for place, event in enumerate(events) if event == ("simulate", stage)]
+        assert len(learned) == 4
+        assert len(simulated) == 2 * stage + 1
+        between = [place for place in simulated if learned[0] < place < learned[-1]]
+        assert len(between) >= 2 if lag else not between
+        if not lag:
+            assert max(simulated) < min(learned)
 
 
 LEVELS = ("population=pipeline_psro", "population.levels=2", "rollout.envs=4")
@@ -505,6 +581,18 @@ CHICKEN = ("env=matrix/game", "env.payoff=[[[0,7],[2,6]],[[0,2],[7,6]]]", "env.c
             ],
             "120 ways",
         ),
+        (
+            ["population=league", "env=mpe_fast/simple_spread", "env.N=7", "rollout.envs=7"],
+            "5,040 ways .* raise it, or set groups=separate$",
+        ),
+        (
+            ["population=psro", "population.half_width=0.1"],
+            "half_width=0.1: .* computed: leave it out, or set population.payoffs=simulated",
+        ),
+        (
+            ["population=psro", "population.min_episodes=10", "population.max_episodes=20"],
+            "min_episodes=10, population.max_episodes=20: ",
+        ),
     ],
 )
 def test_what_cant_be_is_refused_before_anything_starts(overrides, said):
@@ -557,6 +645,26 @@ def test_computed_best_responses_answer_several_targets():
     for solver, env in (("correlated_equilibrium", "tiny_hanabi"), ("rectified_nash", "kuhn_poker")):
         config = compose([*EXACT, f"env=openspiel_fast/{env}", f"population.meta_solver={solver}"])
         exact.check(config, whole_game(make_env(config, 1)))
+
+
+@pytest.mark.parametrize(
+    "option",
+    [
+        "groups=separate", "rollout.envs=4", "rollout.fragment=20", "rollout.max_lag=0", "rollout.transfer=delta", "dataset.queue_bytes=1000",
+        "budget.env_steps=100", "evaluate.every_steps=10", "evaluate.final_episodes=5", "evaluate.greedy=true", "checkpoint.every_steps=10",
+        "dtype=float64", "team_reward=sum",
+    ],
+)  # fmt: skip
+def test_options_of_learning_are_refused_where_best_responses_are_computed(option):
+    key = option.partition("=")[0]
+    with pytest.raises(ConfigError, match=f"^{key}=.* is about learning, and population.oracle=exact computes best responses"):
+        compose([*EXACT, option])
+
+
+@pytest.mark.parametrize("experiment", ["kuhn_psro_exact", "leduc_psro_exact"])
+def test_experiments_that_compute_are_taken(experiment):
+    config = compose([f"experiment={experiment}", "budget.seconds=5", "checkpoint.keep=1", "roles.rollout=1"])
+    assert config.population.oracle == "exact"
 
 
 def test_a_uniform_table_is_openspiels_uniform_policy():

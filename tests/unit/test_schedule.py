@@ -2,10 +2,11 @@
 
 from dataclasses import replace
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from marl_hpc.config import Budget, Checkpoint, Config, Evaluate, Rollout
+from marl_hpc.config import Budget, Checkpoint, Config, ConfigError, Evaluate, Population, Rollout
 from marl_hpc.roles.schedule import Schedule
 
 schedules = st.builds(
@@ -78,3 +79,70 @@ def test_schedule_of_a_configuration_spends_the_budget_and_not_an_iteration_more
     assert schedule.save_every == schedule.evaluate_every >= 1
     assert schedule.save_every * schedule.steps <= max(every, schedule.steps)
     assert (schedule.lag, schedule.start) == (0, 3)
+
+
+@st.composite
+def staged(draw):
+    """Schedules of populations: stages are no shorter than iterations, and an attempt may start in the middle of one."""
+    schedule = draw(schedules)
+    stage_steps = schedule.steps + draw(st.integers(0, 2000))
+    return replace(schedule, stage_steps=stage_steps, start_steps=draw(st.integers(0, 5000)) if schedule.start else 0)
+
+
+@given(staged(), st.integers(0, 200))
+def test_a_stage_is_as_many_whole_stage_steps_as_were_learned_before(schedule, ahead):
+    k = schedule.start + ahead
+    steps = schedule.start_steps + ahead * schedule.steps
+    assert schedule.stage(k) * schedule.stage_steps <= steps < (schedule.stage(k) + 1) * schedule.stage_steps
+    assert schedule.stage(k + 1) - schedule.stage(k) in (0, 1)  # so no policy is left out
+    assert schedule.ends_stage(k) == (schedule.stage(k + 1) > schedule.stage(k))
+
+
+@given(staged(), st.integers(0, 200))
+def test_a_stage_starts_where_the_one_before_it_ends(schedule, ahead):
+    k = schedule.start + ahead
+    first = schedule.stage_start(schedule.stage(k))
+    assert schedule.start <= first <= k
+    assert schedule.stage(first) == schedule.stage(k)
+    assert first == schedule.start or schedule.ends_stage(first - 1)
+    assert not any(schedule.ends_stage(other) for other in range(first, k))
+
+
+@given(staged(), st.integers(0, 200))
+def test_environments_restart_and_no_older_version_collects_where_a_stage_starts(schedule, ahead):
+    fragment = schedule.start + ahead
+    restarts = schedule.segment(fragment) == fragment
+    ended = fragment > schedule.start and (schedule.saves_after(fragment - 1) or schedule.ends_stage(fragment - 1))
+    assert restarts == (fragment == schedule.start or ended)
+    assert schedule.stage(schedule.version(fragment)) == schedule.stage(fragment)
+
+
+@given(staged(), st.integers(1, 6), st.integers(0, 200))
+def test_a_run_resumed_at_a_save_is_in_the_stages_of_the_run_that_was_never_stopped(schedule, saves, ahead):
+    whole = replace(schedule, start=0, start_steps=0)
+    start = saves * schedule.save_every
+    resumed = replace(whole, start=start, start_steps=whole.env_steps(start))
+    fragment = start + ahead
+    for of in ("stage", "ends_stage", "segment", "version", "env_steps"):
+        assert getattr(resumed, of)(fragment) == getattr(whole, of)(fragment), of
+    assert resumed.stage_start(resumed.stage(fragment)) == max(start, whole.stage_start(whole.stage(fragment)))
+
+
+@given(staged(), st.integers(1, 8), st.integers(1, 3000))
+def test_a_run_that_goes_on_with_other_workers_is_in_the_stage_that_its_steps_say(schedule, saves, steps):
+    start = saves * schedule.save_every
+    resumed = replace(schedule, start=start, start_steps=replace(schedule, start=0, start_steps=0).env_steps(start), steps=steps)
+    for k in range(start, start + 20):
+        assert resumed.stage(k) == (schedule.steps * start + (k - start) * steps) // schedule.stage_steps
+
+
+@given(envs=st.integers(1, 16), fragment=st.integers(1, 50), workers=st.integers(1, 8), every=st.integers(1, 4000))
+def test_stages_are_as_long_as_asked_for_and_those_shorter_than_an_iteration_are_refused(envs, fragment, workers, every):
+    config = Config(population=Population(name="psro", every_steps=every), rollout=Rollout(envs=envs, fragment=fragment))
+    steps = envs * fragment * workers
+    if every < steps:
+        with pytest.raises(ConfigError, match=f"every_steps={every} is less than an iteration, {steps} environment steps"):
+            Schedule.of(config, workers)
+    else:
+        assert Schedule.of(config, workers).stage_steps == every
+    assert Schedule.of(replace(config, population=Population()), workers).stage_steps == 0
