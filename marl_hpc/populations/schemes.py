@@ -162,10 +162,11 @@ def anytime_psro(known: Known, section: Population) -> Strategy:
     Tammelin et al. 2015): one update each stage, `updates` stages for a best response. It amounts to the average of the mixtures that the
     newest best responses were learned against. Raises ValueError where payoffs don't sum to a constant."""
     assert known.payoffs is not None, "the table is complete before"
-    total = known.payoffs.sum(0)
-    if np.nanmax(total) - np.nanmin(total) > ZERO_SUM_TOLERANCE * np.nanmax(np.abs(known.payoffs)):
+    found = ~np.isnan(known.payoffs[0])
+    total = known.payoffs.sum(0)[found]
+    if len(total) and np.ptp(total) > ZERO_SUM_TOLERANCE * np.abs(known.payoffs[:, found]).max():
         raise ValueError(
-            f"anytime_psro is for two-player zero-sum games, and payoffs sum to {np.nanmin(total):.6g} … {np.nanmax(total):.6g}; choose "
+            f"anytime_psro is for two-player zero-sum games, and payoffs sum to {total.min():.6g} … {total.max():.6g}; choose "
             "population=psro with a population.meta_solver for general-sum games, such as coarse_correlated_equilibrium"
         )
     averages = played = [np.ones(1)] * 2
