@@ -58,7 +58,7 @@ def mixer(weights: Tensor, source: Tensor, target: Tensor) -> Callable[[], None]
     streaming = target.numel() * target.element_size() > CACHE_BYTES
     arguments = (
         pointer(starts.data_ptr()), pointer(columns.data_ptr()), pointer(values.data_ptr()), integer(len(target)),
-        pointer(source.data_ptr()), pointer(target.data_ptr()), integer(target.shape[1]), integer(target.shape[1]),
+        pointer(source.data_ptr()), pointer(target.data_ptr()), integer(target.shape[1]),
         ctypes.c_int(streaming),
     )  # fmt: skip
     function.restype = None

@@ -1,7 +1,7 @@
 /* y[i] = sum over k of weights[k] * x[columns[k]], rows of `width` numbers of type NUMBER: columns are summed a tile at a time, in
    registers, in the order of k, and each tile is written once. Products are fused with their sums, so that the result has the same bits
-   however wide the vectors of a processor are. Columns are gone through in blocks: what neighbors share of a block is still in the cache
-   when the next row asks for it. */
+   however wide the vectors of a processor are. Rows are gone through whole: in blocks of columns, which would find more of what neighbors
+   share in the cache, memory is read in pieces too short to be fetched ahead, and that costs more. */
 #include <stdint.h>
 #if defined(__x86_64__)
 #include <immintrin.h>
@@ -53,32 +53,29 @@ static inline void tile(row r, const NUMBER *x, int64_t width, NUMBER *to, int s
 
 /* `streaming`: y is written past the caches, where it is too large to be found there again. */
 void mix(const int32_t *starts, const int32_t *columns, const NUMBER *weights, int64_t rows, const NUMBER *x, NUMBER *y, int64_t width,
-         int64_t block, int streaming) {
-  for (int64_t from = 0; from < width; from += block) {
-    int64_t until = from + block < width ? from + block : width;
-    for (int64_t i = 0; i < rows; i++) {
-      row r = {columns, weights, starts[i], starts[i + 1]};
-      NUMBER *to = y + i * width;
-      int64_t c = from;
-      if (until - from < LANES) {
-        for (; c < until; c++) {
-          NUMBER sum = 0;
-          for (int32_t k = r.first; k < r.last; k++)
-            sum = sizeof(NUMBER) == 4 ? __builtin_fmaf(weights[k], x[columns[k] * width + c], sum)
-                                      : __builtin_fma(weights[k], x[columns[k] * width + c], sum);
-          to[c] = sum;
-        }
-        continue;
+         int streaming) {
+  for (int64_t i = 0; i < rows; i++) {
+    row r = {columns, weights, starts[i], starts[i + 1]};
+    NUMBER *to = y + i * width;
+    int64_t c = 0;
+    if (width < LANES) {
+      for (; c < width; c++) {
+        NUMBER sum = 0;
+        for (int32_t k = r.first; k < r.last; k++)
+          sum = sizeof(NUMBER) == 4 ? __builtin_fmaf(weights[k], x[columns[k] * width + c], sum)
+                                    : __builtin_fma(weights[k], x[columns[k] * width + c], sum);
+        to[c] = sum;
       }
-      int64_t off = streaming ? (-(uintptr_t)(to + c) & (BYTES - 1)) / sizeof(NUMBER) : 0;
-      if (off) { /* up to where streaming may begin; some columns are summed twice, to the same bits */
-        one(r, x + c, width, to + c);
-        c += off;
-      }
-      for (; c + TILE <= until; c += TILE) tile(r, x + c, width, to + c, streaming);
-      for (; c + LANES <= until; c += LANES) one(r, x + c, width, to + c);
-      if (c < until) one(r, x + until - LANES, width, to + until - LANES);
+      continue;
     }
+    int64_t off = streaming ? (-(uintptr_t)to & (BYTES - 1)) / sizeof(NUMBER) : 0;
+    if (off) { /* up to where streaming may begin; some columns are summed twice, to the same bits */
+      one(r, x, width, to);
+      c = off;
+    }
+    for (; c + TILE <= width; c += TILE) tile(r, x + c, width, to + c, streaming);
+    for (; c + LANES <= width; c += LANES) one(r, x + c, width, to + c);
+    if (c < width) one(r, x + width - LANES, width, to + width - LANES);
   }
 #if defined(__x86_64__)
   if (streaming) _mm_sfence();
