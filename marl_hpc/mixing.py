@@ -9,6 +9,7 @@ by some 1e-7 to 1e-6 in a thousand rounds of standard normal rows (most on rings
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
@@ -150,18 +151,29 @@ def _completed(rows: np.ndarray, columns: np.ndarray, off_diagonal: np.ndarray, 
 
 
 def _laplacian_ends(graph: Graph) -> tuple[float, float]:
-    """The smallest positive and the largest eigenvalue of a connected graph's Laplacian."""
+    """The smallest positive and the largest eigenvalue of a graph's Laplacian, of rings and lines by the closed form: those take longest."""
     import scipy.sparse
+    from scipy.sparse.csgraph import connected_components
 
-    matrix = (scipy.sparse.diags(graph.degrees.astype(float)) - graph.adjacency.astype(float)).tocsr()
-    if graph.agents <= DENSE:
+    n, degrees = graph.agents, graph.degrees
+    if not degrees.any():
+        return 1.0, 1.0  # any step does: nobody has a neighbor
+    components, component = connected_components(graph.adjacency, directed=False)
+    if components == 1 and n > 2 and degrees.max() == 2:
+        if degrees.min() == 2:
+            return 2 - 2 * math.cos(2 * math.pi / n), 2 - 2 * math.cos(2 * math.pi * (n // 2) / n)
+        return 2 - 2 * math.cos(math.pi / n), 2 + 2 * math.cos(math.pi / n)
+    matrix = (scipy.sparse.diags(degrees.astype(float)) - graph.adjacency.astype(float)).tocsr()
+    if n <= DENSE:
         found = np.linalg.eigvalsh(matrix.toarray())
-        return float(found[1]), float(found[-1])
-    return _ends(matrix)
+        return float(found[components]), float(found[-1])
+    return _ends(matrix, component)
 
 
-def _ends(matrix: Any) -> tuple[float, float]:
-    """The smallest and the largest eigenvalue, but for that of the mean, of a symmetric matrix whose rows all have one sum.
+def _ends(matrix: Any, component: Any = 0) -> tuple[float, float]:
+    """The smallest and the largest eigenvalue, but for those of the components' means, of a symmetric matrix whose rows all have one sum.
+
+    `component` [n]: of each agent.
 
     Lanczos' recursion, never started over: on meshes, whose ends are crowded, a basis of fixed size needs far more steps. Without a basis
     to keep orthogonal it finds eigenvalues several times, but none at the ends that isn't there. Source: Golub and Van Loan, sec. 10.3.
@@ -170,16 +182,17 @@ def _ends(matrix: Any) -> tuple[float, float]:
 
     n = matrix.shape[0]
     bound = float(abs(matrix).sum(1).max())
-    ones = np.full(n, 1.0 / np.sqrt(n))
+    component = np.broadcast_to(component, n)
+    members = np.bincount(component)
     x, before, beta = np.random.default_rng(0).standard_normal(n), np.zeros(n), 0.0
-    x -= ones * (ones @ x)
+    x -= (np.bincount(component, x) / members)[component]
     x /= np.linalg.norm(x)
     diagonal, beside, look = [], [], 50
     while len(diagonal) < 20 * n:
         y = matrix @ x - beta * before
         diagonal.append(float(x @ y))
         y -= diagonal[-1] * x
-        y -= ones * (ones @ y)  # or rounding would bring them back
+        y -= (np.bincount(component, y) / members)[component]  # or rounding would bring the means back
         beta = float(np.linalg.norm(y))
         last = len(diagonal) - 1
         if beta <= PRECISION * bound or last + 1 >= look:
