@@ -106,8 +106,9 @@ class Learner:
             return []
 
     def learn(self, k: int, batches: list[Batch]) -> tuple[dict[str, float], str]:
-        """(metrics, what went wrong)."""
+        """(metrics, what went wrong first). The other interfaces learn all the same: other learners may wait for their exchange."""
         metrics: dict[str, float] = {}
+        failed = ""
         for (agent, part, _), batch in zip(self.replicas, batches, strict=True):
             given, columns, total = batch.parts, batch.columns, self.schedule.steps // self.config.rollout.fragment
             if batch.drawn is not None:
@@ -127,13 +128,14 @@ class Learner:
                         alive=self.world.stamp,
                     )
             except FloatingPointError as error:
-                return metrics, str(error)
+                failed = failed or str(error)
+                continue
             if batch.drawn is not None and agent.algorithm.priorities is not None:
                 shards, places = batch.drawn["shard"][0], batch.drawn["place"][0]
                 self.dataset.set_priorities(agent.interface.name, shards, places, agent.algorithm.priorities)
             if part == 0:
                 metrics |= learned if self.single else prefixed(learned, agent.interface.whole)
-        return metrics, ""
+        return metrics, failed
 
     def agree(self, k: int, metrics: dict[str, float], failed: str, before: list[dict[str, Tensor]]) -> dict[str, float]:
         """All learners' metrics. Where one's numbers went wrong, all go back to how this iteration began and save that; raises
