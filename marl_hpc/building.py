@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
-from functools import cached_property, partial
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -146,10 +146,14 @@ class Builder:
         frozen = self.frozen(ParameterClient(parameters, self.world, clock, self.dtype), client)
         game = self.game if self.computes_payoffs else None
         anticipatory = self.config.population.anticipatory if self.config.population.name == "nfsp" else 0.0
-        make = partial(make_env, self.config)
         return Casting(
-            self.plans, frozen, client, self.config.seed, game, clock, self.world.stamp, make, self.lease_s, anticipatory
+            self.plans, frozen, client, self.config.seed, game, clock, self.world.stamp, self.arena, self.lease_s, anticipatory
         )
+
+    def arena(self, copies: int) -> EnvBatch:
+        """Copies of the environment to simulate payoffs in; making them may take as long as at the start."""
+        with self.world.allowing(self.config.timeouts.start_s * self.config.timeouts.scale):
+            return make_env(self.config, copies)
 
     def growth(self, index: int, parameters: list[Peer], recorder: Recorder | None) -> Growth | None:
         """How a learner adds to populations, where there are some."""
