@@ -559,8 +559,9 @@ def platoons() -> list[str]:
             for way, row in rows.items():
                 low, high = row["interval"]
                 told = PLATOONS[scenario if way == "experiment" else way]
-                if row.get("tuned"):
-                    told += f", reward discount {row['reward_discount']:g}"
+                if row.get("setting"):
+                    rate, discount = (chosen.partition("=")[2] for chosen in row["setting"])
+                    told += f"; learning rate {rate}, reward discount {discount}"
                 each = " ".join(f"{run['score']:.0f}" for run in row["runs"])
                 hit, played = (sum(run[key] for run in row["runs"]) for key in ("collisions", "episodes"))
                 lines.append(

@@ -19,7 +19,7 @@ import numpy as np
 if TYPE_CHECKING:
     from marl_hpc.topology import Graph
 
-DENSE = 400  # agents up to which eigenvalues are computed densely
+DENSE, DENSE_DIRECTED = 400, 1500  # agents up to which eigenvalues are computed densely, of symmetric weights and of others
 PRECISION = 1e-10  # of eigenvalues beyond that, relative to a bound on the largest
 
 
@@ -39,9 +39,11 @@ def laplacian(graph: Graph, epsilon: float | None = None) -> Any:
     """W = I - epsilon · L, L the graph's Laplacian. Converges for 0 < epsilon < 2 / its largest eigenvalue, for certain up to 1 / the largest
     degree; default: 2 / (its largest + its smallest positive eigenvalue), the fastest. Source: Xiao and Boyd 2004, eq. 16."""
     rows, *_ = _undirected(graph, "laplacian")
+    smallest, largest = _laplacian_ends(graph)
+    limit = 2.0 / largest
     if epsilon is None:
-        epsilon = 2.0 / sum(_laplacian_ends(graph))
-    elif not 0 < epsilon < (limit := 2.0 / _laplacian_ends(graph)[1]):
+        epsilon = 2.0 / (smallest + largest)
+    elif not 0 < epsilon < limit:
         raise ValueError(f"epsilon={epsilon} must lie over 0 and under {limit:.6g}, or mixing diverges")
     return _of_graph(graph, np.full(len(rows), epsilon))
 
@@ -95,10 +97,11 @@ def inside_and_between(graph: Graph, places: Any, weights: Callable[[Graph], Any
 def second_largest_eigenvalue_modulus(weights: Any) -> float:
     """How much of the disagreement one round leaves, in the long run: the largest |eigenvalue| but for the mean's own 1."""
     n = weights.shape[0]
-    if n <= DENSE:
+    symmetric = abs(weights - weights.T).max() < 1e-12
+    if n <= (DENSE if symmetric else DENSE_DIRECTED):
         moduli = np.sort(np.abs(np.linalg.eigvals(weights.toarray())))
         return float(moduli[-2]) if n > 1 else 0.0
-    if abs(weights - weights.T).max() < 1e-12:
+    if symmetric:
         return max(map(abs, _ends(weights)))
     import scipy.sparse.linalg
 
@@ -106,12 +109,25 @@ def second_largest_eigenvalue_modulus(weights: Any) -> float:
 
     # the mean's eigenvalue is moved to 0, so that what is left at the ends is what is asked for
     ones = np.full(n, 1.0 / np.sqrt(n))
-    left = np.real(linalg.eigs(weights.T.astype(float), k=1, which="LM", v0=ones)[1][:, 0])
+    try:
+        left = np.real(linalg.eigs(weights.T.astype(float), k=1, which="LM", v0=ones)[1][:, 0])
+    except linalg.ArpackNoConvergence as error:
+        raise _crowded(n) from error
     left /= left @ ones
     operator = linalg.LinearOperator((n, n), matvec=lambda x: weights @ x - ones * (left @ x.ravel()), dtype=np.float64)
     start = np.random.default_rng(0).standard_normal(n)
-    found = linalg.eigs(operator, k=1, which="LM", v0=start, return_eigenvectors=False, maxiter=100 * n, tol=1e-10)
+    try:
+        found = linalg.eigs(operator, k=1, which="LM", v0=start, return_eigenvectors=False, maxiter=1000, ncv=60, tol=1e-10)
+    except linalg.ArpackNoConvergence as error:
+        raise _crowded(n) from error
     return float(np.abs(found).max())
+
+
+def _crowded(n: int) -> RuntimeError:
+    return RuntimeError(
+        f"the second-largest eigenvalue modulus of these directed weights of {n:,} agents isn't found: too many are about as large, as on a "
+        f"directed ring, where mixing takes about n² rounds; up to {DENSE_DIRECTED:,} agents all eigenvalues are computed"
+    )
 
 
 def spectral_gap(weights: Any) -> float:

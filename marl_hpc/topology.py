@@ -94,7 +94,7 @@ def ring(n: int) -> Graph:
     [[0, 1], [0, 3], [1, 0], [1, 2], [2, 1], [2, 3], [3, 0], [3, 2]]
     """
     agents = np.arange(_counted(n, 2, "a ring"))
-    return from_edges(np.stack([agents, (agents + 1) % n], 1), n)
+    return from_edges(np.stack([agents, (agents + 1) % n], 1), n)  # a ring of two has its edge twice
 
 
 def grid(rows: int, columns: int) -> Graph:
@@ -178,6 +178,8 @@ def random_geometric(n: int, degree: float = 12.0, seed: int = 0) -> Graph:
     border). Raises ValueError where it comes out disconnected: a mean degree of 8 often is."""
     from scipy.spatial import KDTree
 
+    if not degree > 0:
+        raise ValueError(f"degree={degree} of a random geometric graph must be over 0")
     places = np.random.default_rng(seed).random((_counted(n, 2, "a random geometric graph"), 2))
     edges = KDTree(places).query_pairs(np.sqrt(degree / (np.pi * n)), output_type="ndarray")
     return from_edges(edges, n).check_connected()
@@ -200,13 +202,13 @@ def from_edges(edges: Any, n: int | None = None, directed: bool = False) -> Grap
     wrong = edges[((edges < 0) | (edges >= n)).any(1)]
     if len(wrong):
         raise ValueError(f"edge {tuple(wrong[0].tolist())} names an agent that isn't there; agents are 0 to {n - 1}")
-    if n > 2:
-        loops = edges[edges[:, 0] == edges[:, 1]]
-        if len(loops):
-            raise ValueError(
-                f"edge {tuple(loops[0].tolist())} joins an agent to itself; its own weight is the mixing weights' business"
-            )
-    edges = edges[edges[:, 0] != edges[:, 1]]  # a ring of two meets itself
+    if n < 1:
+        raise ValueError("a graph has 1 agent or more; got none")
+    loops = edges[edges[:, 0] == edges[:, 1]]
+    if len(loops):
+        raise ValueError(
+            f"edge {tuple(loops[0].tolist())} joins an agent to itself; its own weight is the mixing weights' business"
+        )
     i, j = (edges[:, 0], edges[:, 1]) if directed else (np.r_[edges[:, 0], edges[:, 1]], np.r_[edges[:, 1], edges[:, 0]])
     adjacency = csr_matrix((np.ones(len(i), np.int8), (i, j)), shape=(n, n))
     adjacency.sum_duplicates()
@@ -218,7 +220,7 @@ def from_adjacency(matrix: Any) -> Graph:
     """A graph of an adjacency matrix [n, n], dense or sparse: nonzero where i reads j; directed unless it is symmetric."""
     from scipy.sparse import csr_matrix
 
-    sparse: Any = csr_matrix(matrix)
+    sparse: Any = csr_matrix(matrix, copy=True)
     if sparse.shape[0] != sparse.shape[1]:
         raise ValueError(f"an adjacency matrix is square; got shape {sparse.shape}")
     sparse.eliminate_zeros()
@@ -297,7 +299,8 @@ def make(name: str, agents: int, **options: Any) -> list[Graph]:
             target = getattr(importlib.import_module(module), function)
         except (ImportError, AttributeError) as error:
             raise ConfigError(f"topology {name!r} can't be imported: {error}") from error
-    assert callable(target)
+    if not callable(target):
+        raise ConfigError(f"topology {name!r} is no function but a {type(target).__name__}; name my_package.module:function")
     parameters = inspect.signature(target).parameters
     known = [key for key in parameters if key != "n"]  # that one is the environment's to say
     takes = f"it takes {', '.join(known) or 'none'}"
@@ -315,7 +318,12 @@ def make(name: str, agents: int, **options: Any) -> list[Graph]:
         made: Any = target(**options)
     except TypeError as error:  # one is missing, or of another type
         raise ConfigError(f"topology {name!r} can't be made with {options}: {error}; {takes}") from error
-    graphs: list[Graph] = made if isinstance(made, list) else [made]
+    graphs: list[Graph] = list(made) if isinstance(made, list | tuple) else [made]
+    if not graphs or not all(isinstance(graph, Graph) for graph in graphs):
+        raise ConfigError(
+            f"topology {name!r} gave {type(made).__name__} {made!r:.100}; a graph is asked for, as topology.from_edges or from_adjacency makes "
+            "it, or a list of them, used in turn"
+        )
     for graph in graphs:
         if graph.agents != agents:
             raise ConfigError(f"topology {name!r} has {graph.agents} agents, but the environment has {agents}; make them alike")

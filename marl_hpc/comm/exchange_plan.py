@@ -12,6 +12,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Sequence
 from functools import cached_property
+from hashlib import blake2b
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -80,6 +81,7 @@ class ExchangePlan:
         place[order] = np.arange(total) - starts[owners[order]]
 
         self.place, self.counts = place, np.diff(starts)  # of all agents, and how many each rank has
+        self.digest = digest(weights, owners, place)  # the same on all ranks, or they don't mix the same
         self.agents = order[owners[order] == rank]
         self.interior = int(np.argmax(np.r_[needs[self.agents], True]))  # so many rows, the first ones, need nobody else's
         own = owners[read] == rank
@@ -107,6 +109,8 @@ class ExchangePlan:
         >>> [(plan.agents.tolist(), plan.halo.tolist()) for plan in plans]
         [([4, 5, 6, 7], [3]), ([4, 5, 6, 7], [2, 3]), ([4, 5, 6, 7], [0, 1, 2, 3])]
         """
+        if hasattr(weights, "shape"):
+            raise ValueError(f"weights are a list of matrices; got one {type(weights).__name__}: ExchangePlan(…) is for one")
         if not weights:
             raise ValueError("no weights are given; a plan needs one matrix or more")
         pairs = [checked(matrix, owners, rank) for matrix in weights]
@@ -150,13 +154,21 @@ class ExchangePlan:
         if key not in self._matrices:
             part = self.weights[rows]
             columns = layout.places[part.indices]
-            with warnings.catch_warnings():
+            with warnings.catch_warnings(), torch.inference_mode(False):  # or no gradient could ever go through it
                 warnings.filterwarnings("ignore", message="Sparse (CSR|invariant)")
                 self._matrices[key] = torch.sparse_csr_tensor(
                     torch.from_numpy(part.indptr.astype(np.int32)), torch.from_numpy(columns.astype(np.int32)),
                     torch.from_numpy(part.data).to(dtype), (part.shape[0], layout.rows), check_invariants=False,
                 ).to(device)  # fmt: skip
         return self._matrices[key]
+
+
+def digest(weights: Any, owners: np.ndarray, place: np.ndarray) -> int:
+    """A number that tells plans apart."""
+    found = blake2b(digest_size=8)
+    for part, dtype in ((weights.indptr, "i8"), (weights.indices, "i4"), (weights.data, "f8"), (owners, "i4"), (place, "i4")):
+        found.update(np.ascontiguousarray(part, dtype).data)
+    return int.from_bytes(found.digest(), "little", signed=True)
 
 
 def checked(weights: Any, owners: Any, rank: int) -> tuple[Any, np.ndarray]:
@@ -171,7 +183,12 @@ def checked(weights: Any, owners: Any, rank: int) -> tuple[Any, np.ndarray]:
     if not np.issubdtype(owners.dtype, np.integer) or owners.min(initial=0) < 0:
         raise ValueError(f"owners are ranks, 0 or more; got {owners.dtype} from {owners.min(initial=0)}")
     if not (owners == rank).any():
-        raise ValueError(f"rank {rank} owns none of {len(owners)} agents; give it some, or leave it out of the exchange")
+        raise ValueError(
+            f"rank {rank} owns none of {len(owners)} agents; give it some, or make a group of the ranks that have some, number owners as that "
+            "does, and exchange by a transport of that group"
+        )
+    if not np.issubdtype(weights.dtype, np.floating) or not np.isfinite(weights.data).all():
+        raise ValueError(f"weights must be finite real numbers of a floating-point type; got {weights.dtype}, or NaN or infinity")
     weights = weights.tocsr()
     if not weights.has_sorted_indices:
         weights = weights.sorted_indices()

@@ -26,10 +26,13 @@ from marl_hpc.comm.transports import (
     Buffers,
     Finish,
     PointToPoint,
+    check_alike,
     check_all_ranks,
     check_on_cpu,
     global_rank,
+    kind_of,
     neighbors_are,
+    no_backend,
     packed,
 )  # fmt: skip
 
@@ -71,6 +74,7 @@ class SharedMemory:
         """Zeros that all ranks share. Raises OSError on all ranks where one can't map them, ValueError where they ask for different sizes."""
         fd, mine = -1, torch.zeros(6, dtype=torch.int64)
         try:
+            meet(self.group, self.deadline_s)
             if self.index == 0:
                 with contextlib.suppress(OSError, AttributeError):  # AttributeError: no Linux; all ranks hear of it below
                     fd = os.memfd_create("marl_hpc")
@@ -101,8 +105,11 @@ class SharedMemory:
             )
         return memory
 
-    def _nobody_knows_who(self, error: RuntimeError) -> PeerLost:
-        return PeerLost(f"one of {len(self.ranks)} ranks is gone or late; memory can't be shared without it ({error})")
+    def _nobody_knows_who(self, error: RuntimeError) -> Exception:
+        said = str(error).strip().splitlines()[0]
+        return no_backend(error) or PeerLost(
+            f"one of {len(self.ranks)} ranks is gone or late; memory can't be shared without it ({said})"
+        )
 
     def buffers(self, plan: ExchangePlan, width: int, dtype: torch.dtype, device: torch.device) -> Buffers:
         check_all_ranks(plan, self.index, len(self.ranks), self.name)
@@ -112,12 +119,15 @@ class SharedMemory:
         """Rows of all agents of this host, rank by rank, and after them for each rank those that it gets from others."""
         check_on_cpu(device, self.name)
         far = {q: place.stop - place.start for q, place in plan.receives.items() if q not in self.where}
-        sizes = [torch.zeros(1, dtype=torch.int64) for _ in self.ranks]
+        mine = torch.cat([kind_of(plan, width, dtype), torch.tensor([sum(far.values())])])
+        told = [torch.empty_like(mine) for _ in self.ranks]
         try:
-            dist.all_gather(sizes, torch.tensor([sum(far.values())]), group=self.group)
+            meet(self.group, self.deadline_s)
+            dist.all_gather(told, mine, group=self.group)
         except RuntimeError as error:
             raise self._nobody_knows_who(error) from error
-        starts = np.cumsum([0, *plan.counts[self.ranks], *(int(size) for size in sizes)])
+        check_alike(mine[:-1], {q: kind[:-1] for q, kind in zip(self.ranks, told, strict=True)})
+        starts = np.cumsum([0, *plan.counts[self.ranks], *(int(kind[-1]) for kind in told)])
         places = np.full(len(plan.owners), -1)
         for start, q in zip(starts, self.ranks, strict=False):
             places[plan.owners == q] = start + plan.place[plan.owners == q]
@@ -194,7 +204,7 @@ class Hosts:
         """`hosts`: a number for each rank of the group, the same where ranks share memory; default: they find out. All ranks of the group
         must make it alike. Raises OSError, on all ranks, where those of one number can't share memory."""
         rank, size = dist.get_rank(group), dist.get_world_size(group)
-        hosts = hosts_of(group) if hosts is None else list(hosts)
+        hosts = hosts_of(group, deadline_s) if hosts is None else list(hosts)
         if len(hosts) != size:
             raise ValueError(f"hosts {hosts} must be a number for each of {size} ranks")
         self.rank, self.size, self.hosts = rank, size, hosts
@@ -224,6 +234,7 @@ class Hosts:
     def buffers(self, plan: ExchangePlan, width: int, dtype: torch.dtype, device: torch.device) -> Buffers:
         check_all_ranks(plan, self.rank, self.size, self.name)
         assert self.inside is not None, "__init__ raises where memory can't be shared"
+        self.between.agree(plan, width, dtype, device, [q for q in plan.neighbors if q not in self.inside.where])
         return self.inside.shared(plan, width, dtype, device)
 
     def begin(self, plan: ExchangePlan, buffers: Buffers, turn: int) -> Finish:
@@ -247,14 +258,22 @@ class Hosts:
         return sum(q not in self.inside.where for q in plan.sends)
 
 
-def hosts_of(group: Any = None) -> list[int]:
+def meet(group: Any, deadline_s: float) -> None:
+    """Wait until all ranks have come here, before a collective that only ends once they have. Raises RuntimeError naming one that hasn't."""
+    if dist.get_backend(group) == "gloo":  # of several backends nothing tells who is late
+        dist.monitored_barrier(group, timedelta(seconds=deadline_s))
+
+
+def hosts_of(group: Any = None, deadline_s: float = 60.0) -> list[int]:
     """The host of each rank of a group, as a number."""
     found = [torch.zeros(1, dtype=torch.int64) for _ in range(dist.get_world_size(group))]
     try:
+        meet(group, deadline_s)
         dist.all_gather(found, torch.tensor([host()]), group=group)
     except RuntimeError as error:
-        raise PeerLost(
-            f"one of {len(found)} ranks is gone or late; nobody knows who is on one host without it ({error})"
+        said = str(error).strip().splitlines()[0]
+        raise no_backend(error) or PeerLost(
+            f"one of {len(found)} ranks is gone or late; nobody knows who is on one host without it ({said})"
         ) from error
     return [int(number) for number in found]
 

@@ -10,8 +10,9 @@ from __future__ import annotations
 
 import datetime
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, Protocol
+from weakref import WeakSet
 
 import numpy as np
 import torch
@@ -38,11 +39,12 @@ class Buffers:
         readers: Sequence[int] = (),
         receives: Mapping[int, slice] | None = None,
         number: int = 0,
+        graph: Any = None,
     ) -> None:
         """This rank's rows are at `own`. `layout`: where all that it reads is; default: as in its plan. `readers`: ranks that read its rows
         where they lie. `receives`: where the rows of other hosts' ranks go, if some share it. `number`: the same for buffers that ranks
-        share."""
-        self.pair, self.own, self.layout, self.readers, self.number = pair, own, layout, readers, number
+        share. `graph`: MPI's communicator for them."""
+        self.pair, self.own, self.layout, self.readers, self.number, self.graph = pair, own, layout, readers, number, graph
         self.receives = receives or {}
 
 
@@ -64,6 +66,38 @@ class Transport(Protocol):
 def own_buffers(plan: ExchangePlan, width: int, dtype: torch.dtype, device: torch.device) -> Buffers:
     pair = [torch.zeros(plan.rows, width, dtype=dtype, device=device) for _ in range(2)]
     return Buffers(pair, slice(0, len(plan.agents)))
+
+
+def kind_of(plan: ExchangePlan, width: int, dtype: torch.dtype) -> Tensor:
+    """[3]: what ranks have to agree on before they exchange; `check_alike` compares."""
+    return torch.tensor([plan.digest, width, dtype.itemsize])
+
+
+def check_alike(mine: Tensor, others: Mapping[int, Tensor]) -> None:
+    """Raise ValueError naming a rank whose `kind_of` exchange isn't this rank's."""
+    (digest, width, size), wrong = mine.tolist(), []
+    for q, other in others.items():
+        if int(other[0]) != digest:
+            wrong.append(
+                f"rank {q}'s plan is of other weights or owners than this rank's; make them alike, random graphs of one seed"
+            )
+        elif other.tolist() != mine.tolist():
+            wrong.append(
+                f"rank {q} exchanges rows of {int(other[1])} numbers of {8 * int(other[2])} bits, this rank of {width} of {8 * size}; call "
+                "exchanges alike on all ranks"
+            )
+    if wrong:
+        raise ValueError("; ".join(wrong))
+
+
+def no_backend(error: RuntimeError) -> ValueError | None:
+    """What to do where a group has none for the CPU; None for any other error."""
+    if "backend" not in str(error).lower():
+        return None
+    return ValueError(
+        f"rows on the CPU are exchanged by gloo, which this group doesn't have; init_process_group('cpu:gloo,cuda:nccl'), or give a group "
+        f"that has it ({str(error).splitlines()[0]})"
+    )
 
 
 def global_rank(group: Any, rank: int) -> int:
@@ -106,16 +140,37 @@ class PointToPoint:
         """`device`: where rows are. On a GPU all ranks of the group must make it alike: a first message between two of them, while others
         send none, isn't allowed by NCCL."""
         self.group, self.deadline_s = group, deadline_s
+        self.gathered: WeakSet[ExchangePlan] = WeakSet()  # plans that neighbors have been found to have alike
         if torch.device(device).type == "cuda":
             dist.all_reduce(torch.zeros(1, device=device), group=group)
 
     def buffers(self, plan: ExchangePlan, width: int, dtype: torch.dtype, device: torch.device) -> Buffers:
+        self.agree(plan, width, dtype, device, plan.neighbors)
+        return own_buffers(plan, width, dtype, device)
+
+    def agree(self, plan: ExchangePlan, width: int, dtype: torch.dtype, device: torch.device, ranks: Iterable[int]) -> None:
+        """Tell these neighbor ranks what this one is about to exchange, which they do alike. Raises ValueError where it isn't the same, or the
+        plan isn't this rank's."""
         if plan.neighbors and (plan.rank != dist.get_rank(self.group) or plan.neighbors[-1] >= dist.get_world_size(self.group)):
             raise ValueError(
                 f"the plan is rank {plan.rank}'s, with neighbor ranks {plan.neighbors}, but this is rank {dist.get_rank(self.group)} of "
                 f"{dist.get_world_size(self.group)}; number owners as the group does"
             )
-        return own_buffers(plan, width, dtype, device)
+        mine = kind_of(plan, width, dtype).to(device)
+        others = {q: torch.empty_like(mine) for q in ranks}
+        if self.lost is None:  # else the exchange itself says why there can't be any
+            try:
+                self.exchange(dict.fromkeys(others, mine), dict(others))()
+            except PeerLost as error:
+                self.lost = str(error)
+                raise
+            check_alike(mine, others)
+
+    def agree_once(self, plan: ExchangePlan, x: Tensor) -> None:
+        """Before a plan's first exchange of whatever width."""
+        if plan not in self.gathered:
+            self.agree(plan, 0, x.dtype, x.device, plan.neighbors)
+            self.gathered.add(plan)
 
     def begin(self, plan: ExchangePlan, buffers: Buffers, turn: int) -> Finish:
         source = buffers.pair[turn]
@@ -202,6 +257,15 @@ class AllToAll:
 
     def buffers(self, plan: ExchangePlan, width: int, dtype: torch.dtype, device: torch.device) -> Buffers:
         check_all_ranks(plan, dist.get_rank(self.group), dist.get_world_size(self.group), self.name)
+        mine = kind_of(plan, width, dtype).to(device)
+        others = [torch.empty_like(mine) for _ in plan.counts]
+        try:
+            dist.all_gather(others, mine, group=self.group)
+        except RuntimeError as error:
+            raise no_backend(error) or PeerLost(
+                f"one of {len(others)} ranks is gone or late ({str(error).splitlines()[0]})"
+            ) from error
+        check_alike(mine, dict(enumerate(others)))
         return own_buffers(plan, width, dtype, device)
 
     def begin(self, plan: ExchangePlan, buffers: Buffers, turn: int) -> Finish:
@@ -258,7 +322,7 @@ class Mpi:
             )
         self.communicator = MPI.COMM_WORLD if communicator is None else communicator
         self.rank, self.ranks, self.deadline_s = self.communicator.Get_rank(), self.communicator.Get_size(), deadline_s
-        self.graphs: dict[ExchangePlan, Any] = {}
+        self.graphs: dict[Any, Any] = {}  # by all ranks' neighbors; plans that have the same share one, since MPI has some 2,000
         self.unfinished: list[Any] = []  # what MPI may still write to after an exchange was given up
 
     def buffers(self, plan: ExchangePlan, width: int, dtype: torch.dtype, device: torch.device) -> Buffers:
@@ -269,14 +333,20 @@ class Mpi:
             )
         check_all_ranks(plan, self.rank, self.ranks, self.name)
         check_on_cpu(device, self.name)
-        return own_buffers(plan, width, dtype, device)
+        neighbors = tuple(sorted(plan.receives)), tuple(sorted(plan.sends))
+        told = self.communicator.allgather((kind_of(plan, width, dtype), neighbors))
+        check_alike(told[self.rank][0], {q: kind for q, (kind, _) in enumerate(told)})
+        key = tuple(of for _, of in told)
+        if key not in self.graphs:
+            self.graphs[key] = self.communicator.Create_dist_graph_adjacent(*neighbors)
+        buffers = own_buffers(plan, width, dtype, device)
+        buffers.graph = self.graphs[key]
+        return buffers
 
     def begin(self, plan: ExchangePlan, buffers: Buffers, turn: int) -> Finish:
         from mpi4py import MPI
 
         source = buffers.pair[turn]
-        if plan not in self.graphs:
-            self.graphs[plan] = self.communicator.Create_dist_graph_adjacent(sorted(plan.receives), sorted(plan.sends))
         width, n = source.shape[1], len(plan.agents)
         row = MPI.BYTE.Create_contiguous(width * source.element_size()).Commit()
         rows = torch.cat([plan.sends[q] for q in sorted(plan.sends)] or [torch.zeros(0, dtype=torch.int64)])
@@ -284,7 +354,7 @@ class Mpi:
         out = [len(plan.sends[q]) for q in sorted(plan.sends)]
         into = [plan.receives[q].stop - plan.receives[q].start for q in sorted(plan.receives)]
         halo = source[n:]
-        request = self.graphs[plan].Ineighbor_alltoallv(
+        request = buffers.graph.Ineighbor_alltoallv(
             [sent.view(torch.uint8).numpy(), out, np.cumsum([0, *out[:-1]])[: len(out)], row],
             [halo.view(torch.uint8).numpy(), into, np.cumsum([0, *into[:-1]])[: len(into)], row],
         )

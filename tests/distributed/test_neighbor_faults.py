@@ -17,7 +17,7 @@ from rigs.ranks import Ranks, together
 
 from marl_hpc import topology
 from marl_hpc.comm.exchange_plan import ExchangePlan
-from marl_hpc.comm.neighbors import Mixing, choose_transport, neighbor_allreduce, neighbor_gather
+from marl_hpc.comm.neighbors import Mixing, choose_transport, neighbor_allreduce, neighbor_gather, neighbor_mix
 from marl_hpc.comm.peers import PeerLost
 from marl_hpc.comm.shared_memory import SharedMemory
 from marl_hpc.comm.transports import AllToAll, Mpi, Nobody, PointToPoint
@@ -181,18 +181,83 @@ def test_a_rank_that_writes_its_next_rows_early_changes_nobodys_sums():
     together(hurried, 3)
 
 
-def other_sizes(rank, ranks):
-    transport = SharedMemory()
-    plan = ring_plan(ranks, rank)
-    with pytest.raises(ValueError, match="ranks ask for shared memory of different sizes"):
-        Mixing(plan, transport, 3 + rank)
+def unlike(rank, ranks, kind):
+    transport, plan, other = KINDS[kind](), ring_plan(ranks, rank), 1 - rank
+    with pytest.raises(
+        ValueError, match=rf"rank {other} exchanges rows of {3 + other} numbers of 32 bits, this rank of {3 + rank} of 32"
+    ):
+        neighbor_allreduce(torch.ones(len(plan.agents), 3 + rank), plan, transport=transport)
+    x = torch.ones(len(plan.agents), 4 - 2 * rank, dtype=(torch.float32, torch.float64)[rank])  # as many bytes
+    with pytest.raises(ValueError, match=rf"rank {other} exchanges rows of {4 - 2 * other} numbers of {32 + 32 * other} bits"):
+        neighbor_allreduce(x, plan, transport=transport)
+    graph = topology.erdos_renyi(AGENTS, degree=12, seed=rank)
+    own = ExchangePlan(topology.metropolis_hastings(graph), owners_of(ranks), rank)
+    with pytest.raises(ValueError, match=f"rank {other}'s plan is of other weights or owners than this rank's"):
+        neighbor_allreduce(torch.ones(len(own.agents), 2), own, transport=transport)
+    if isinstance(transport, PointToPoint):
+        with pytest.raises(ValueError, match="random graphs of one seed"):
+            neighbor_gather(torch.ones(len(own.agents), 2), own, transport)
     x = torch.ones(len(plan.agents), 4)
     torch.testing.assert_close(neighbor_allreduce(x, plan, transport=transport), x)  # and all go on
     dist.barrier()
 
 
-def test_ranks_that_ask_for_different_widths_all_hear_of_it():
-    together(other_sizes, 2)
+@pytest.mark.parametrize("kind", [kind for kind in KINDS if kind != "two ranks a host"])
+def test_ranks_whose_rows_or_graphs_are_not_alike_hear_of_it(kind):
+    together(unlike, 2, kind)
+
+
+def absent(rank, ranks):
+    plan, transport = ring_plan(ranks, rank), SharedMemory(deadline_s=1.0)
+    x = torch.ones(len(plan.agents), 4)
+    neighbor_allreduce(x, plan, transport=transport)
+    if rank == 1:
+        time.sleep(4)
+        return 0.0
+    begun = time.monotonic()
+    with pytest.raises(PeerLost, match="gone or late"):
+        neighbor_allreduce(x[:, :3], plan, transport=transport)  # of a new width, for which memory has to be shared
+    return time.monotonic() - begun
+
+
+def test_a_rank_that_does_not_come_when_memory_is_shared_is_an_error_at_the_deadline():
+    assert 1.0 <= together(absent, 2)[0] < 3.9  # it is there again after four seconds
+
+
+def without_agents(rank, ranks):
+    owners = np.ones(AGENTS, int)  # all of rank 1
+    weights = topology.metropolis_hastings(topology.ring(AGENTS))
+    if rank == 0:
+        with pytest.raises(ValueError, match="rank 0 owns none of 24 agents; give it some, or make a group"):
+            ExchangePlan(weights, owners, rank)
+        return
+    with pytest.raises(ValueError, match="transport 'shared memory' is for all ranks of its group"):
+        neighbor_allreduce(torch.ones(AGENTS, 2), ExchangePlan(weights, owners, rank))  # at once, though rank 0 never comes
+    group = dist.new_group([1], use_local_synchronization=True)
+    plan = ExchangePlan(weights, np.zeros(AGENTS, int), 0)
+    assert torch.equal(neighbor_allreduce(torch.ones(AGENTS, 2), plan, transport=PointToPoint(group)), torch.ones(AGENTS, 2))
+
+
+def test_a_rank_without_agents_keeps_nobody_waiting():
+    together(without_agents, 2)
+
+
+def of_another_way(rank, ranks):
+    plan, transport = ring_plan(ranks, rank), SharedMemory()
+    x = torch.ones(len(plan.agents), 2)
+    with pytest.raises(ValueError, match="gradients travel point to point; got transport 'shared memory'"):
+        neighbor_mix(x, plan, transport)
+    with pytest.raises(ValueError, match=r"x has shape \(5, 2\), but rank . has 12 agents"):
+        neighbor_gather(x[:5], plan, PointToPoint())
+    with pytest.raises(ValueError, match=r"x must be a matrix \[n, P\]; got shape \(12,\)"):
+        neighbor_mix(x[:, 0], plan, PointToPoint())
+    with pytest.raises(ValueError, match="float32 or float64"):
+        neighbor_mix(x.long(), plan, PointToPoint())
+    dist.barrier()
+
+
+def test_gradients_refuse_rows_and_transports_that_do_not_fit():
+    together(of_another_way, 2)
 
 
 def without_room(rank, ranks):

@@ -1,5 +1,8 @@
 """The plan of an exchange with neighbors, against what edges say one by one."""
 
+import gc
+import weakref
+
 import numpy as np
 import pytest
 import torch
@@ -7,8 +10,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from rigs.graphs import random_weights
 
+from marl_hpc import topology
 from marl_hpc.comm.exchange_plan import ExchangePlan
-from marl_hpc.comm.neighbors import hierarchical
+from marl_hpc.comm.neighbors import MOST_UNDER_WAY, hierarchical, neighbor_allreduce, neighbor_mix, push_sum
 from marl_hpc.comm.transports import Nobody
 
 
@@ -122,3 +126,68 @@ def test_an_order_that_is_none_and_rows_of_different_orders_are_refused():
     plans = [ExchangePlan(weights, owners, 0, order=np.array(order)) for order in ([0, 1, 2, 3, 4, 5], [1, 0, 2, 3, 4, 5])]
     with pytest.raises(ValueError, match=r"make them together by ExchangePlan\.in_turn"):
         hierarchical(torch.zeros(3, 2), plans, transports=[Nobody(), Nobody()])
+
+
+def alone(n=6):
+    return ExchangePlan(topology.metropolis_hastings(topology.ring(n)), np.zeros(n, int), 0)
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({"columns": [0, 1]}, r"columns must be a slice, such as slice\(0, 2\); got \[0, 1\]"),
+        ({"columns": torch.tensor([True, False, True, False])}, "columns must be a slice"),
+        ({"columns": slice(10, 20)}, "name none of the 4 columns"),
+        ({"columns": slice(3, 0, -1)}, "or count backward"),
+        ({"rounds": 2.5}, "rounds=2.5 must be a whole number"),
+        ({"out": torch.zeros(6, 4, requires_grad=True)}, "out requires a gradient"),
+    ],
+)
+def test_options_that_would_mix_nothing_or_fail_halfway_are_refused(options, said):
+    x = torch.randn(6, 4)
+    with pytest.raises(ValueError, match=said):
+        neighbor_allreduce(x, alone(), **options)
+
+
+def test_rows_and_masses_that_do_not_fit_are_refused():
+    plan, x = alone(), torch.randn(6, 4)
+    with pytest.raises(ValueError, match=r"x must be a torch.Tensor; got ndarray"):
+        neighbor_allreduce(x.numpy(), plan)
+    for mass in (torch.ones(6, 1), torch.ones(5), torch.ones(6, dtype=torch.float64)):
+        with pytest.raises(ValueError, match=r"mass must be one number for each agent, of x's type: \[6\] of torch.float32"):
+            push_sum(x, mass, plan)
+    with pytest.raises(ValueError, match="2 plans need a transport each, or none; got 1"):
+        hierarchical(x, [plan, plan], transports=[None])
+    with pytest.raises(ValueError, match="weights are a list of matrices; got one csr_matrix"):
+        ExchangePlan.in_turn(topology.metropolis_hastings(topology.ring(4)), [0] * 4, 0)
+
+
+def test_a_plan_that_was_used_in_inference_mode_carries_gradients_afterward():
+    plan, x = alone(), torch.randn(6, 4)
+    with torch.inference_mode():
+        neighbor_mix(x, plan, Nobody())
+    leaf = x.clone().requires_grad_()
+    neighbor_mix(leaf, plan, Nobody()).sum().backward()
+    torch.testing.assert_close(leaf.grad, torch.ones(6, 4))
+
+
+def test_a_plan_that_is_dropped_takes_its_buffers_along():
+    gc.disable()
+    try:
+        plan = alone()
+        handle = neighbor_allreduce(torch.ones(6, 4), plan, async_op=True)
+        gone = weakref.ref(plan)
+        del plan
+        torch.testing.assert_close(handle.wait(), torch.ones(6, 4))  # its handle keeps it
+        del handle
+        assert gone() is None
+    finally:
+        gc.enable()
+
+
+def test_handles_that_nobody_waits_for_are_not_kept_without_end():
+    plan, x = alone(), torch.ones(6, 4)
+    for _ in range(MOST_UNDER_WAY):
+        neighbor_allreduce(x, plan, async_op=True)
+    with pytest.raises(RuntimeError, match=r"64 exchanges of one plan are under way.*wait for their handles"):
+        neighbor_allreduce(x, plan)

@@ -217,8 +217,9 @@ def test_weights_of_undirected_graphs_refuse_directed_ones(weigh):
 def test_steps_at_which_laplacian_mixing_diverges_are_refused():
     largest = np.linalg.eigvalsh(2 * np.eye(8) - topology.ring(8).adjacency.toarray())[-1]
     assert topology.laplacian(topology.ring(8), 1.9 / largest)[0, 1] == pytest.approx(1.9 / largest, rel=1e-6)
-    with pytest.raises(ValueError, match=r"epsilon=0.6 must lie over 0 and under 0.5"):
-        topology.laplacian(topology.ring(8), 0.6)
+    for epsilon in (0.6, 0.0, -0.1, float("nan")):
+        with pytest.raises(ValueError, match=rf"epsilon={epsilon} must lie over 0 and under 0.5"):
+            topology.laplacian(topology.ring(8), epsilon)
 
 
 @pytest.mark.parametrize(
@@ -305,3 +306,43 @@ def test_contract_says_what_is_wrong_with_a_topology():
     ):
         with pytest.raises(ContractError, match=said):
             topology_contract(wrong)
+
+
+def nothing_of_use(kind):
+    return {"array": np.ones((3, 3)), "none": [], "pair": (topology.ring(3), topology.complete(3))}[kind]
+
+
+@pytest.mark.parametrize(("kind", "said"), [("array", "gave ndarray"), ("none", r"gave list \[\]")])
+def test_functions_that_give_no_graph_are_refused(kind, said, monkeypatch):
+    monkeypatch.setitem(topology.TOPOLOGIES, "mine", lambda: nothing_of_use(kind))
+    with pytest.raises(ConfigError, match=said):
+        topology.make("mine", 3)
+
+
+def test_a_tuple_of_graphs_is_used_in_turn_and_a_module_is_no_function(monkeypatch):
+    monkeypatch.setitem(topology.TOPOLOGIES, "mine", lambda: nothing_of_use("pair"))
+    assert [graph.degrees.sum() for graph in topology.make("mine", 3)] == [6, 6]
+    with pytest.raises(ConfigError, match="is no function but a module"):
+        topology.make("os:path", 3)
+
+
+def test_loops_and_empty_graphs_are_refused_at_any_size_and_a_matrix_stays_as_it_is():
+    for n in (2, 3):
+        with pytest.raises(ValueError, match=r"edge \(0, 0\) joins an agent to itself"):
+            topology.from_edges([(0, 0)], n)
+        with pytest.raises(ValueError, match="joins an agent to itself"):
+            topology.from_adjacency(np.ones((n, n)))
+    with pytest.raises(ValueError, match="1 agent or more"):
+        topology.from_edges([])
+    matrix = sp.csr_matrix((np.array([1.0, 0.0, 1.0]), ([0, 0, 1], [1, 2, 0])), shape=(3, 3))
+    topology.from_adjacency(matrix)
+    assert matrix.nnz == 3
+    with pytest.raises(ValueError, match=r"degree=-1 .* must be over 0"):
+        topology.random_geometric(100, -1)
+
+
+def test_the_modulus_of_a_directed_ring_is_the_closed_form():
+    def around(n):
+        return topology.uniform(topology.from_edges([(i, (i + 1) % n) for i in range(n)], n, directed=True))
+
+    assert second_largest_eigenvalue_modulus(around(450)) == pytest.approx(np.cos(np.pi / 450), abs=1e-9)
