@@ -97,12 +97,18 @@ def _resume(arguments: list[str], signals: list[int]) -> Summary:
     from omegaconf import OmegaConf
 
     from marl_hpc.compose import from_record
+    from marl_hpc.config import ConfigError
     from marl_hpc.job import run_job
 
     folder = _run_folder(arguments[:1])
     record: Any = OmegaConf.create(yaml.safe_load((folder / "config.yaml").read_text()))
     for item in arguments[1:]:
         key, _, value = item.partition("=")
+        if OmegaConf.is_dict(record.get(key)) and not isinstance(yaml.safe_load(value), dict):
+            raise ConfigError(
+                f"{item}: a run that goes on keeps its {key} ({record[key].get('name', 'see config.yaml')}); change single options of it, such as "
+                f"budget.env_steps=…, or start another run with {item}"
+            )
         OmegaConf.update(record, key, yaml.safe_load(value))
     record.run.dir, record.run.resume = str(folder), "auto"
     return run_job(from_record(OmegaConf.to_container(record)), arguments, signals, resume_from=folder)  # type: ignore[arg-type]

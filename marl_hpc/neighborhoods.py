@@ -45,6 +45,7 @@ class Neighborhoods:
             )
         self.section, self.group = section, group
         self.graphs = graphs_of(section, spec, group)
+        self.left_out = 0 if section.name != "environment" else len(edges_of(spec, group)[1])
         self.union = topology.union(self.graphs)
         self.partition: Partition = partition(self.union, ranks, section.partition)
         self.ranks = ranks
@@ -123,8 +124,9 @@ class Neighborhoods:
     def describe(self) -> str:
         """What a person wants to know of it; without the transport while none is chosen."""
         chosen = "" if self.transport is None else f"transport: {self.transport}, "
+        unused = f"; to agents of other groups, not used: {self.left_out:,}" if self.left_out else ""
         return (
-            f"{len(self.group.agents):,} agents on {self.section.name} ({self.union.adjacency.nnz:,} directed edges); {self.partition}; "
+            f"{len(self.group.agents):,} agents on {self.section.name} ({self.union.adjacency.nnz:,} directed edges{unused}); {self.partition}; "
             f"{chosen}kernel: {self.section.kernel}"
         )
 
@@ -166,7 +168,10 @@ def graphs_of(section: Topology, spec: EnvSpec, group: GroupSpec) -> Sequence[to
     if not isinstance(options, dict):
         raise ConfigError(f"topology.options={options!r} must be {{name: value, …}}")
     if len(group.agents) == 1:
-        raise ConfigError(f"paradigm=networked needs neighbors, but {group.name!r} has a single agent; choose paradigm=independent")
+        raise ConfigError(
+            f"paradigm=networked needs neighbors, but {group.name!r} has a single agent; let agents share a group, as groups=shared does, or "
+            "choose paradigm=independent"
+        )
     try:
         if section.name != "environment":
             return topology.make(section.name, len(group.agents), **options)
@@ -177,13 +182,28 @@ def graphs_of(section: Topology, spec: EnvSpec, group: GroupSpec) -> Sequence[to
             )
         if options:
             raise ConfigError(f"topology.options={options} is about a named topology; topology=environment takes none")
-        place = np.full(len(spec.agents), -1)
-        first = spec.agents.index(group.agents[0])
-        place[first : first + len(group.agents)] = np.arange(len(group.agents))  # agents stand in `spec.agents` group by group
-        edges = place[spec.edges]
-        graph = topology.from_edges(edges[(edges >= 0).all(1)], len(group.agents))
+        inside, left_out = edges_of(spec, group)
+        graph = topology.from_edges(inside, len(group.agents))
+        parts = graph.components()
+        if len(parts) > 1 and len(left_out):
+            shown = "; ".join(", ".join(group.agents[i] for i in part[:3]) + (", …" if len(part) > 3 else "") for part in parts[:4])
+            raise ConfigError(
+                f"topology=environment: {len(left_out):,} of its edges lead to agents of other groups, and without them the {len(group.agents):,} of "
+                f"{group.name!r} fall into {len(parts):,} parts ({shown}), which would never agree; put agents that are neighbors into one group, "
+                "or choose a topology, for example topology=ring"
+            )
         return [graph.check_connected()]
     except ValueError as error:
         if isinstance(error, ConfigError):
             raise
         raise ConfigError(f"topology={section.name}: {error}") from error
+
+
+def edges_of(spec: EnvSpec, group: GroupSpec) -> tuple[np.ndarray, np.ndarray]:
+    """(pairs of a group's agents, by their numbers in it, that the environment says are neighbors; edges from one of it to another's)."""
+    place = np.full(len(spec.agents), -1)
+    first = spec.agents.index(group.agents[0])
+    place[first : first + len(group.agents)] = np.arange(len(group.agents))  # agents stand in `spec.agents` group by group
+    edges = place[np.asarray(spec.edges, int).reshape(-1, 2)]
+    inside = (edges >= 0).all(1)
+    return edges[inside], edges[~inside & (edges >= 0).any(1)]

@@ -78,6 +78,16 @@ def plan(config: Config, spec: EnvSpec) -> list[Plan]:
         by_algorithm = paradigm.critic_sees == "algorithm"
         critic_sees = getattr(algorithm, "critic_sees", "own") if by_algorithm else paradigm.critic_sees
         joint_actions = by_algorithm and getattr(algorithm, "sees_joint_actions", False)
+        if joint_actions and sum(len(group.agents) for group in members) < len(spec.agents):
+            raise ConfigError(
+                f"algorithm={own.get('name', config.algorithm.get('name'))} learns from what everybody does, together: of {len(spec.agents):,} agents interface {name!r} has "
+                f"{sum(len(group.agents) for group in members):,}; put all into one group, or use algorithm=a2c or ppo"
+            )
+        if not paradigm.teams and "team_reward" in section:
+            raise ConfigError(
+                f"interfaces.{name}: team_reward={section['team_reward']} is about teams, and agents of paradigm={paradigm_name} have their own "
+                "rewards; leave it out"
+            )
         interface = InterfaceSpec(
             name=name,
             paradigm=paradigm_name,
@@ -112,11 +122,29 @@ def plan(config: Config, spec: EnvSpec) -> list[Plan]:
                 interface = replace(interface, neighbors=neighbors_of(config.topology, spec, next(iter(members))))
         algorithm.check(options, interface, config.rollout.fragment)
         plans.append(Plan(interface, paradigm.agent, algorithm, options))
+    check_used(config, plans)
     plans = [p._replace(interface=lined(p.interface, line)) for line in range(lines_of(config.population)) for p in plans]
     names = [name for p in plans for name in p.interface.policies]
     if len(set(names)) < len(names):
         raise ConfigError(f"interfaces have policies of the same name: {', '.join(names)}; rename an interface or a group")
     return plans
+
+
+def check_used(config: Config, plans: list[Plan]) -> None:
+    """Raise ConfigError for options that would change nothing for any of these."""
+    usual = Config()
+    if config.team_reward != usual.team_reward and not any(issubclass(p.agent, TeamAgent) for p in plans):
+        raise ConfigError(
+            f"team_reward={config.team_reward} is about teams, and here are none: agents have their own rewards; choose paradigm=ctde or "
+            "centralized, or leave it out"
+        )
+    section, stacked = config.topology, [p for p in plans if p.interface.stacked]
+    on_graph = section.mix != "none" or section.reward_discount or any(p.interface.neighbors for p in stacked)
+    if stacked and not on_graph and (section.name, section.options) != (usual.topology.name, usual.topology.options):
+        raise ConfigError(
+            f"topology={section.name} with topology.mix=none, topology.reward_discount=0 and no messages: nobody has anything to do with neighbors, "
+            "whoever they are; leave topology out"
+        )
 
 
 def lined(interface: InterfaceSpec, line: int) -> InterfaceSpec:

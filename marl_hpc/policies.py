@@ -43,18 +43,23 @@ class Policy:
         `greedy` gives the most likely action, otherwise one is drawn; by default as the policy is `played`, which is greedy but for members of
         populations. One that is played uniformly is so either way. `action_mask` [size] forbids where false. A policy with a memory
         returns (action, state): give that `state` with the next observation, None at an episode's start. A team's joint policy, and that
-        of agents that talk, takes and returns dicts of all: observations, masks (where there are any) and actions by agent. Raises
-        ValueError when an observation has another shape or is missing.
+        of agents that talk, takes and returns dicts: observations, masks (where there are any) and actions by agent. Whoever is missing
+        there, or observes None, has left or waits for its turn: it does nothing, and its memory stays as it is. Raises ValueError when an
+        observation has another shape, or is of an agent that isn't there.
         """
         joint = self.network.together
         observations = observation if joint else {self.agent: observation}
         masks = (action_mask or {}) if joint else {self.agent: action_mask}
-        if joint and (not isinstance(observation, dict) or {a for g in self.network.groups for a in g.agents} - set(observation)):
+        everybody = [a for g in self.network.groups for a in g.agents]
+        if joint and (not isinstance(observation, dict) or not observation or set(observation) - set(everybody)):
+            got = ", ".join(map(str, observation)) or "nobody's" if isinstance(observation, dict) else type(observation).__name__
             raise ValueError(
                 "this policy acts for all its agents at once, as they are one policy or talk to each other: give a dict with the "
-                f"observations of {', '.join(a for g in self.network.groups for a in g.agents)}"
+                f"observations of {', '.join(everybody)}, but for those who have left or wait; got {got}"
             )
-        given = {agent: np.asarray(x, np.float32) for agent, x in observations.items()}
+        given = {agent: np.asarray(x, np.float32) for agent, x in observations.items() if x is not None}
+        if not given:
+            raise ValueError(f"nobody of {', '.join(everybody)} observes anything: an episode without agents is over")
         sizes = {self._batch(agent, x) for agent, x in given.items()}
         size = sizes.pop()
         inputs = {group.name: self._inputs(group, given, masks, size or 1) for group in self.network.groups}
@@ -73,6 +78,8 @@ class Policy:
         for group in self.network.groups:
             taken = to_env(group.action_space, actions[group.name].numpy())
             for i, agent in enumerate(group.agents):
+                if agent not in given:
+                    continue
                 one = taken[0, i] if size is None else taken[:, i]
                 chosen[agent] = int(one) if size is None and group.action_space.kind == "discrete" else one
         answer = chosen if joint else chosen[self.agent]
@@ -98,7 +105,8 @@ class Policy:
                 seen[:, i] = torch.from_numpy(given[agent]).to(self._dtype)
             if masks.get(agent) is not None:
                 legal[:, i] = torch.as_tensor(np.asarray(masks[agent], bool))
-        active = torch.ones(seen.shape[:2], dtype=torch.bool)
+        here = [agent in given or not self.network.together for agent in group.agents]
+        active = torch.tensor(here).expand(seen.shape[:2])
         masked = any(mask is not None for mask in masks.values())
         return {"observation": seen, "active": active, **({"action_mask": legal} if masked else {})}
 

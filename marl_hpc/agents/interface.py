@@ -48,6 +48,7 @@ class AgentInterface(ABC):
         self.parts = [(part, optimizer_spec(self.config, lr)) for part, lr in algorithm.parts()]
         self.optimizers = [optimizers.build(spec, self.parameters.values.detach()[part]) for part, spec in self.parts]
         self.updates = 0  # gradient steps
+        self.samples = 0.0  # that the last batch's metrics are of
 
     def begin_anew(self, number: int) -> None:
         """Forget what was learned; networks are initialized by the seed and this number."""
@@ -79,6 +80,7 @@ class AgentInterface(ABC):
         for minibatch in self.algorithm.minibatches(self.rewarded(batch), columns, total, seed, env_steps):
             history.append(self.gradient_step(minibatch))
             alive()
+        self.samples = float(torch.stack(history)[:, self.algorithm.sums.index("count")].sum()) if history else 0.0
         return self.algorithm.summarize(torch.stack(history)) if history else {}
 
     def gradient_step(self, minibatch: dict[str, Tensor]) -> Tensor:

@@ -50,7 +50,7 @@ class Algorithm(Protocol):
     """What an AgentInterface trains with. Shapes: T time, B copies that this replica holds, N agents of a group.
 
     A batch holds fields "group/field" [T, B, N, …] (see `storage.fragments`), "first" [T, B], with a critic over the state "state" and
-    "next_state" [T, B, S], with one over joint actions "joint_action" [T, B, all agents], and "policy/memory" [C, B, rows, H] of
+    "next_state" [T, B, S], with one over joint actions "joint_action" [T, B, all agents], "over" and "cut" [T, B], and "policy/memory" [C, B, rows, H] of
     policies with a memory, at the start of each chunk.
     """
 
@@ -166,11 +166,20 @@ def check_network(config: NetworkConfig, interface: InterfaceSpec, fragment: int
             )
     if config.gru < 0:
         raise ConfigError(f"algorithm.gru={config.gru} must be 0 (no memory) or a number of units")
+    check_messages(config, interface)
+    if not config.gru and config.chunk != NetworkConfig.chunk:
+        raise ConfigError(
+            f"algorithm.chunk={config.chunk} is about policies with a memory; got algorithm.gru=0: set algorithm.gru, or leave chunk out"
+        )
+    if interface.stacked and not config.agent_id:
+        raise ConfigError(
+            "algorithm.agent_id=false with paradigm=networked: each agent has networks of its own, which are told nothing of who it is; leave "
+            "it out"
+        )
     if config.gru and (config.chunk < 1 or fragment % config.chunk):
         raise ConfigError(
             f"rollout.fragment={fragment} must be a multiple of algorithm.chunk={config.chunk}, the steps that a policy with a memory learns from in one piece"
         )
-    check_messages(config, interface)
     if config.autoregressive and not interface.joint_policy:
         raise ConfigError(f"algorithm.autoregressive=true needs paradigm=centralized; got paradigm={interface.paradigm}")
 

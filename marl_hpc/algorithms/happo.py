@@ -21,6 +21,8 @@ from marl_hpc.types import InterfaceSpec
 
 
 class HAPPO(PPO):
+    networked = False
+
     @classmethod
     def check(cls, config: PPOConfig, interface: InterfaceSpec, fragment: int) -> None:
         super().check(config, interface, fragment)

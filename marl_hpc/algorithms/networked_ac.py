@@ -60,7 +60,9 @@ class NetworkedAC:
     agents act by the policies of the fragment's start.
 
     Its task goes on forever. Where an episode is cut off, Q has nobody's next action to learn from and V takes the state that was
-    reached; one that terminates goes on in the first state of the next. Samples aren't corrected for the version that collected them:
+    reached; one that terminates goes on in the first state of the next. An agent that leaves while others play on learns nothing until
+    it is back: its μ and its critic are of the time in which it acts, and others' critics see it choose by what its policy says of an
+    observation of zeros. Samples aren't corrected for the version that collected them:
     rollout.max_lag=0 collects with the present one.
     """
 
@@ -121,6 +123,11 @@ class NetworkedAC:
             raise ConfigError(
                 "algorithm=networked_ac mixes critics, policies stay each agent's own: topology.mix must be critic or none, got all"
             )
+        if config.messages != "none":
+            raise ConfigError(
+                f"algorithm=networked_ac tells neighbors nothing but critics' parameters; got algorithm.messages={config.messages}: leave it out, "
+                "or use algorithm=a2c or ppo with algorithm.gru"
+            )
         if config.gru:
             raise ConfigError(f"algorithm=networked_ac has policies without a memory; got algorithm.gru={config.gru}: leave it out")
         check_network(config, interface, fragment, linear=True)
@@ -158,9 +165,8 @@ class NetworkedAC:
     def with_successors(self, batch: Batch) -> Batch:
         """Add `next_joint_action` [T, B, N], and `known` [T, B, n]: transitions that can be learned from."""
         name = self.group.name
-        over = ~batch[f"{name}/next_active"].any(-1)
-        cut = over & batch[f"{name}/truncated"].any(-1)
-        restarts = over & ~cut
+        cut = batch["cut"]
+        restarts = batch["over"] & ~cut
         after = {key: torch.cat([batch[key][1:], batch[key][-1:]]) for key in ("state", "joint_action")}
         if self.config.critic == "action_value":
             follows = ~cut

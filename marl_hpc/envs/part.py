@@ -39,6 +39,7 @@ class PartBatch:
         self.whole, self.parts, self.exchange, self.leads = env, list(parts), exchange, leads
         self.copies = env.copies
         self.done: dict[str, np.ndarray] = {}  # what all agents did last
+        self.truncated: Mapping[str, np.ndarray] = {}  # and who of all was cut off in that step
         self.spec: EnvSpec = replace(env.spec, groups=tuple(part.group for part in parts))
 
     def reset(self, copies: list[int], seeds: list[int]) -> None:
@@ -53,6 +54,7 @@ class PartBatch:
     def step(self, actions: Mapping[str, np.ndarray]) -> Step:
         self.done = self.exchange(dict(actions))
         after = self.whole.step(self.done)
+        self.truncated = after.truncated
         return Step(
             self._seen(after.seen), self.own(after.reward), self.own(after.terminated), self.own(after.truncated), after.over,
             earned(self.whole.spec, after),
@@ -88,6 +90,15 @@ def everybodys(env: EnvBatch, group: str, actions: Mapping[str, np.ndarray]) -> 
     if not isinstance(env, PartBatch):
         return actions[group]
     return env.done[next(part.whole for part in env.parts if part.group.name == group)]
+
+
+def cut_off(env: EnvBatch, group: str, after: Step) -> np.ndarray:
+    """Whether copies' episodes [B] ended in the step that led to `after` because they were cut off, for somebody of the whole group of which
+    `group` is a part."""
+    truncated = after.truncated
+    if isinstance(env, PartBatch):
+        truncated, group = env.truncated, next(part.whole for part in env.parts if part.group.name == group)
+    return after.over & truncated[group].any(1)
 
 
 def earned(spec: EnvSpec, step: Step) -> np.ndarray:

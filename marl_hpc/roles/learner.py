@@ -74,8 +74,8 @@ class Learner:
         if self.ends(k, batches):
             return False
         before = [agent.state_copy() for agent, _, _ in self.replicas]
-        metrics, failed = self.learn(k, batches)
-        metrics = self.agree(k, metrics, failed, before)
+        metrics, samples, failed = self.learn(k, batches)
+        metrics = self.agree(k, metrics, samples, failed, before)
         self.iteration = k + 1
         if self.growth is not None and self.schedule.ends_stage(k):
             self.growth.freeze(self.replicas, self.schedule.stage(k + 1), self.schedule.env_steps(k + 1))
@@ -105,9 +105,10 @@ class Learner:
         except Stopping:
             return []
 
-    def learn(self, k: int, batches: list[Batch]) -> tuple[dict[str, float], str]:
-        """(metrics, what went wrong first). The other interfaces learn all the same: other learners may wait for their exchange."""
+    def learn(self, k: int, batches: list[Batch]) -> tuple[dict[str, float], dict[str, float], str]:
+        """(metrics, of how many samples each is, what went wrong first). The other interfaces learn all the same: other learners may wait for their exchange."""
         metrics: dict[str, float] = {}
+        samples: dict[str, float] = {}
         failed = ""
         for (agent, part, _), batch in zip(self.replicas, batches, strict=True):
             given, columns, total = batch.parts, batch.columns, self.schedule.steps // self.config.rollout.fragment
@@ -134,19 +135,23 @@ class Learner:
                 shards, places = batch.drawn["shard"][0], batch.drawn["place"][0]
                 self.dataset.set_priorities(agent.interface.name, shards, places, agent.algorithm.priorities)
             if part == 0:
-                metrics |= learned if self.single else prefixed(learned, agent.interface.whole)
-        return metrics, failed
+                told = learned if self.single else prefixed(learned, agent.interface.whole)
+                metrics |= told
+                samples |= dict.fromkeys(told, agent.samples)
+        return metrics, samples, failed
 
-    def agree(self, k: int, metrics: dict[str, float], failed: str, before: list[dict[str, Tensor]]) -> dict[str, float]:
+    def agree(
+        self, k: int, metrics: dict[str, float], samples: dict[str, float], failed: str, before: list[dict[str, Tensor]]
+    ) -> dict[str, float]:
         """All learners' metrics. Where one's numbers went wrong, all go back to how this iteration began and save that; raises
         FloatingPointError."""
         wrong, told = [failed], []
-        for said, other in self.world.gather(f"metrics/{k}", [failed, metrics]):
+        for said, other, of in self.world.gather(f"metrics/{k}", [failed, metrics, samples]):
             wrong.append(said)
-            told.append(other)
+            told.append((other, of))
         metrics = {
-            name: combined(name, [other[name] for other in told if name in other])
-            for name in dict.fromkeys(n for o in told for n in o)
+            name: combined(name, [(other[name], of[name]) for other, of in told if name in other])
+            for name in dict.fromkeys(n for other, _ in told for n in other)
         }
         if any(wrong):
             for (agent, _, _), state in zip(self.replicas, before, strict=True):
@@ -286,16 +291,21 @@ def export(run_dir: Path, agent: AgentInterface, version: int) -> None:
         aside.replace(path)
 
 
-def combined(name: str, told: list[float]) -> float:
-    """One number of several learners': all that was sent, the most ranks that one sent to; else a mean, since of agents that are divided
-    among learners each tells of its own, about as many.
+def combined(name: str, told: list[tuple[float, float]]) -> float:
+    """One number of several learners' (number, samples): all that was sent; of ranks and deviations the most; else the mean over samples,
+    since of agents that are divided among learners each tells of its own.
 
-    >>> combined("exchange/bytes", [8.0, 4.0]), combined("exchange/a/ranks", [1.0, 2.0]), combined("loss/value", [1.0, 2.0])
-    (12.0, 2.0, 1.5)
+    >>> combined("exchange/bytes", [(8.0, 1.0), (4.0, 1.0)]), combined("exchange/a/ranks", [(1.0, 1.0), (2.0, 1.0)])
+    (12.0, 2.0)
+    >>> combined("loss/value", [(1.0, 30.0), (2.0, 10.0)])
+    1.25
     """
-    if name.startswith("exchange/"):
-        return max(told) if name.endswith("/ranks") else sum(told)
-    return fmean(told)
+    numbers, samples = zip(*told, strict=True)
+    if name.startswith("exchange/") and not name.endswith("/ranks"):
+        return sum(numbers)
+    if name.endswith(("/ranks", "/first_ratio_deviation")):
+        return max(numbers)
+    return fmean(numbers, samples if sum(samples) else None)
 
 
 def prefixed(metrics: dict[str, float], interface: str) -> dict[str, float]:

@@ -14,7 +14,7 @@ import torch
 
 from marl_hpc.config import Config
 from marl_hpc.distributions import draw_noise
-from marl_hpc.envs.part import PartBatch, earned, everybodys, own, whole_of
+from marl_hpc.envs.part import PartBatch, cut_off, earned, everybodys, own, whole_of
 from marl_hpc.keyed_random import ACTION, EPISODE, generator, integer
 from marl_hpc.metrics import Clock
 from marl_hpc.networks import to_env
@@ -26,7 +26,7 @@ from marl_hpc.roles.clients import DatasetClient, Stopping, World
 from marl_hpc.roles.play import play, summary_of
 from marl_hpc.roles.schedule import Schedule
 from marl_hpc.storage.fragments import MEMORY, allocate, pack
-from marl_hpc.types import EnvBatch, InterfaceSpec
+from marl_hpc.types import EnvBatch, InterfaceSpec, Step
 
 
 class RolloutWorker:
@@ -180,7 +180,7 @@ class RolloutWorker:
             with self.clock.computing("environment"):
                 self.note_state(rows, t, "state")
                 after = self.env.step(actions)
-                self.note_joint_actions(rows, t, actions)
+                self.note_joint_actions(rows, t, actions, after)
                 self.note_state(rows, t, "next_state")
                 over = np.flatnonzero(after.over).tolist()
                 self.lengths += 1
@@ -231,12 +231,14 @@ class RolloutWorker:
                 if plan.interface.critic_sees == "state":
                     rows[plan.interface.name][field][t] = state
 
-    def note_joint_actions(self, rows: dict[str, np.ndarray], t: int, actions: dict[str, np.ndarray]) -> None:
-        """What all agents of a group did, also those that other workers act for."""
+    def note_joint_actions(self, rows: dict[str, np.ndarray], t: int, actions: dict[str, np.ndarray], after: Step) -> None:
+        """What all agents of a group did, also those that other workers act for, and whether that was the end for all of them."""
         for plan in self.plans:
             if plan.interface.joint_agents:
                 (group,) = plan.interface.groups
-                rows[plan.interface.name]["joint_action"][t] = everybodys(self.env, group.name, actions)
+                row = rows[plan.interface.name]
+                row["joint_action"][t] = everybodys(self.env, group.name, actions)
+                row["over"][t], row["cut"][t] = after.over, cut_off(self.env, group.name, after)
 
     def chunk(self, policy: str) -> int:
         return next(plan.options.chunk for plan in self.plans if policy in plan.interface.policies)

@@ -2,7 +2,8 @@
 
 Rows are NumPy structured arrays, so a worker writes its fields straight into the message and a learner reads views of it: packing
 costs nothing. T time, B copies, N agents. Fields are named group/field; `first` (an episode starts here), `state`,
-`next_state` and `joint_action` belong to all groups. Beside the rows, where policies have a memory, it comes as of the start of each
+`next_state` and, with joint actions, `joint_action`, `over` (an episode ends here, for everybody) and `cut` (because it was cut off) belong
+to all groups. Beside the rows, where policies have a memory, it comes as of the start of each
 chunk of steps.
 """
 
@@ -25,7 +26,7 @@ def row_dtype(interface: InterfaceSpec, dtype: str) -> np.dtype:
     if interface.critic_sees == "state":
         fields += [(name, dtype, (interface.state_size,)) for name in ("state", "next_state")]
     if interface.joint_agents:  # of all of them, also where the interface trains a few
-        fields.append(("joint_action", "int64", (len(interface.joint_agents),)))
+        fields += [("joint_action", "int64", (len(interface.joint_agents),)), ("over", "bool"), ("cut", "bool")]
     for group in interface.groups:
         n, space = len(group.agents), group.action_space
         own = [

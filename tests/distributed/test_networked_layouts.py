@@ -128,12 +128,57 @@ def test_a_killed_part_comes_back_and_nothing_is_lost(tmp_path, role):
     assert torch.equal(rows(tmp_path / "hit"), rows(tmp_path / "undisturbed"))
 
 
-def test_independent_agents_on_a_graph_are_untouched_by_it(tmp_path):
-    (tmp_path / "a").mkdir()
-    (tmp_path / "b").mkdir()
-    ring = train(tmp_path / "a", "world=inline", "topology=ring", "topology.mix=none")
-    line = train(tmp_path / "b", "world=inline", "topology.mix=none")
-    assert torch.equal(rows(ring), rows(line))
+LEAVERS = """
+import numpy as np
+from gymnasium import spaces
+from pettingzoo import ParallelEnv
+
+class Leavers(ParallelEnv):
+    metadata = {"name": "leavers"}
+    possible_agents = ["a", "b", "c", "d"]
+    edges = [("a", "b"), ("b", "c"), ("c", "d")]
+    state_space = spaces.Box(-9, 9, (2,))
+
+    def observation_space(self, agent):
+        return spaces.Box(-9, 9, (2,))
+
+    def action_space(self, agent):
+        return spaces.Discrete(2)
+
+    def reset(self, seed=None, options=None):
+        random = np.random.default_rng(seed)
+        self.agents, self.x, self.t = list(self.possible_agents), random.normal(), 0
+        self.stay = dict(zip(self.agents, random.integers(2, 9, 4)))
+        return self.see(), {agent: {} for agent in self.agents}
+
+    def see(self):
+        return {agent: self.state() for agent in self.agents}
+
+    def state(self):
+        return np.array([np.sin(self.x), self.t / 9], np.float32)
+
+    def step(self, actions):
+        self.t += 1
+        self.x += 0.3 * sum(actions.values())
+        rewards = {agent: np.cos(self.x) + action for agent, action in actions.items()}
+        left = {agent: bool(self.t >= self.stay[agent]) for agent in self.agents}
+        seen, none = self.see(), {agent: False for agent in self.agents}
+        self.agents = [agent for agent in self.agents if not left[agent]]
+        return seen, rewards, none, left, {agent: {} for agent in rewards}
+"""
+
+
+def test_agents_who_leave_one_after_another_learn_the_same_however_they_are_divided(tmp_path):
+    (tmp_path / "leavers.py").write_text(LEAVERS)
+    common = (
+        "env.name=leavers:Leavers", "paradigm=networked", "algorithm=networked_ac", "dtype=float64", "budget.env_steps=400", "rollout.envs=4",
+        "rollout.fragment=20", "seed=3",
+    )  # fmt: skip
+    for name, layout in {"alone": ("world=inline",), "divided": DIVIDED}.items():
+        program.run(program.train(tmp_path / name, *common, *layout), cwd=tmp_path, env={"PYTHONPATH": str(tmp_path)})
+    assert (rows(tmp_path / "divided") - rows(tmp_path / "alone")).abs().max() < 1e-9
+    names = "loss/policy", "loss/value"
+    np.testing.assert_allclose(said(tmp_path / "divided", *names), said(tmp_path / "alone", *names), rtol=1e-6)
 
 
 def test_a_plan_says_how_much_of_a_graph_would_cross_ranks_and_makes_no_run(tmp_path):

@@ -234,6 +234,8 @@ REFUSED = [
     (["algorithm=dqn", "algorithm.n_step=9"], ["rollout.fragment=8", "9 steps", "longer"]),
     (["algorithm=dqn", "algorithm.starts=9", "algorithm.capacity=8"], ["algorithm.starts=9", "algorithm.capacity=8"]),
     (["algorithm=dqn", "paradigm=centralized"], ["paradigm=independent"]),
+    (["algorithm.chunk=3"], ["algorithm.chunk=3", "algorithm.gru=0"]),
+    (["team_reward=sum"], ["team_reward=sum", "here are none"]),
 ]
 
 

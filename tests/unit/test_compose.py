@@ -4,9 +4,10 @@ from dataclasses import asdict, replace
 from pathlib import Path
 
 import pytest
+import yaml
 
 import marl_hpc
-from marl_hpc import algorithms, paradigms
+from marl_hpc import algorithms, cli, paradigms
 from marl_hpc.algorithms.ppo import PPO, PPOConfig
 from marl_hpc.building import make_env
 from marl_hpc.compose import compose, from_record
@@ -218,3 +219,13 @@ def test_unknown_experiment_is_told_the_known_ones():
     with pytest.raises(ConfigError, match="climbing/mapo") as caught:
         compose(["experiment=climbing/mapo"])
     assert "climbing/mappo" in str(caught.value)
+
+
+@pytest.mark.parametrize("change", ["topology=ring", "algorithm=a2c", "paradigm=ctde"])
+def test_a_run_that_goes_on_keeps_its_choices(tmp_path, capsys, change):
+    (tmp_path / "config.yaml").write_text(yaml.safe_dump(asdict(compose([]))))
+    assert cli.main(["resume", str(tmp_path), change]) == 2
+    said = capsys.readouterr().err
+    key = change.partition("=")[0]
+    assert f"{change}: a run that goes on keeps its {key} (" in said
+    assert f"start another run with {change}" in said

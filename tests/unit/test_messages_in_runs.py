@@ -70,8 +70,18 @@ def test_a_policy_that_talks_is_exported_with_who_hears_whom_and_acts_for_all(tm
     same, _ = policy.act({name: np.stack([x, x]) for name, x in told.items()}, state=torch.cat([state, state]))
     assert all((same[name] == heard[name]).all() for name in names)
     assert not torch.equal(after, state)
-    with pytest.raises(ValueError, match="give a dict with the observations of agent_0, agent_1"):
-        policy.act(np.zeros(5))
+    for wrong, got in ((np.zeros(5), "ndarray"), ({}, "nobody's"), ({**seen, "stranger": np.zeros(5)}, "stranger")):
+        with pytest.raises(ValueError, match=f"give a dict with the observations of agent_0, agent_1.*; got .*{got}"):
+            policy.act(wrong)
+    # who has left does nothing, is remembered as it was, and heard so
+    few = {name: x for name, x in told.items() if name != "agent_2"}
+    acted, without = policy.act(few, state=after)
+    assert set(acted) == set(few)
+    assert torch.equal(without[:, 2], after[:, 2])
+    assert not torch.equal(without[:, 3], after[:, 3])
+    nothing, same = policy.act({**few, "agent_2": None}, state=after)
+    assert nothing == acted
+    assert torch.equal(same, without)
     record = json.loads(evaluate_run(run, ["episodes=20"]))
     assert 0 <= record["return_mean"] <= 1
 

@@ -1,9 +1,12 @@
 """From a configuration's topology to weights and who has which agents; what can't be, or would be ignored, is refused by name."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
-from marl_hpc import topology
+from marl_hpc import paradigms, topology
+from marl_hpc.building import make_env
 from marl_hpc.comm.store import Store
 from marl_hpc.compose import compose
 from marl_hpc.config import ConfigError, Topology
@@ -132,3 +135,37 @@ def test_weights_that_a_topology_brings_along_are_nobodys_choice(name):
     assert compose(["paradigm=networked", f"topology={name}", "topology.mix=none"]).topology.weights == "uniform"
     with pytest.raises(ConfigError, match=r"topology\.weights=max_degree"):
         compose(["paradigm=networked", f"topology={name}", "topology.mix=none", "topology.weights=max_degree"])
+
+
+def two_kinds():
+    """A line of four agents, the first two and the last two of one group each."""
+    space = ActionSpace(kind="discrete", n=3)
+    groups = tuple(
+        GroupSpec(name=name, agents=agents, observation_shape=(size,), action_space=space)
+        for name, agents, size in (("x", ("x0", "x1"), 4), ("y", ("y0", "y1"), 5))
+    )
+    edges = ((0, 1), (1, 2), (2, 3))
+    return EnvSpec(name="e", version="1", groups=groups, state_shape=(1,), state_from="environment", edges=edges)
+
+
+def test_edges_between_groups_are_told_of_and_what_falls_apart_without_them_is_refused_by_name():
+    spec = two_kinds()
+    said = Neighborhoods(Topology(), spec, spec.groups[0], 1).describe()
+    assert said.startswith("2 agents on environment (2 directed edges; to agents of other groups, not used: 1)")
+    apart = replace(spec, edges=((0, 2), (1, 2), (2, 3)))
+    with pytest.raises(ConfigError, match=r"2 of its edges lead to agents of other groups.*2 of 'x' fall into 2 parts \(x0; x1\)"):
+        Neighborhoods(Topology(), apart, spec.groups[0], 1)
+
+
+def test_a_graph_that_nobody_uses_is_refused():
+    used = ["env=networked/cacc", "paradigm=networked", "topology.mix=none"]
+    spec = make_env(compose(used), 1).spec
+    paradigms.plan(compose([*used, "topology=star", "topology.reward_discount=0.5"]), spec)
+    with pytest.raises(ConfigError, match=r"topology=star with topology.mix=none, .* leave topology out"):
+        paradigms.plan(compose([*used, "topology=star"]), spec)
+    with pytest.raises(ConfigError, match=r"algorithm.agent_id=false with paradigm=networked"):
+        paradigms.plan(compose([*used, "algorithm.agent_id=false"]), spec)
+    with pytest.raises(ConfigError, match=r"algorithm=networked_ac tells neighbors nothing but critics' parameters"):
+        paradigms.plan(compose(["env=networked/mdp", *used[1:2], "algorithm=networked_ac", "algorithm.messages=dial"]), spec)
+    with pytest.raises(ConfigError, match=r"algorithms that do: ppo, a2c, scalable_ac, networked_ac$"):
+        paradigms.plan(compose([*used[:2], "algorithm=qmix"]), spec)

@@ -71,6 +71,7 @@ def batch_of(agents, steps, copies, seed=0):
         "first": np.zeros((steps, copies), bool), "state": sight[state[:-1]], "next_state": sight[reached], "joint_action": action,
         "g/observation": sight[state[:-1]][:, :, None].repeat(agents, 2), "g/action": action, "g/reward": random.normal(1, 1, action.shape),
         "g/active": ~none, "g/next_active": ~ended, "g/truncated": truncated, "g/terminated": terminated,
+        "over": ended.any(-1), "cut": truncated.any(-1),
     }  # fmt: skip
     return {name: torch.from_numpy(x) for name, x in fields.items()}
 
@@ -193,7 +194,7 @@ class Chain:
         fields = {
             "first": none[..., 0], "state": state, "next_state": state[[1, 1]], "joint_action": actions, "g/action": actions,
             "g/observation": state[:, :, None].repeat(self.agents, 2), "g/reward": self.reward[a, s][None].repeat(2, 0),
-            "g/active": acts, "g/next_active": ~none, "g/truncated": none, "g/terminated": none,
+            "g/active": acts, "g/next_active": ~none, "g/truncated": none, "g/terminated": none, "over": none[..., 0], "cut": none[..., 0],
         }  # fmt: skip
         return {name: torch.from_numpy(x) for name, x in fields.items()}
 
@@ -325,7 +326,7 @@ def test_networks_as_critics_learn_what_linear_ones_cannot():
     alike = (action[..., :1] == action[..., 1:]).double().expand(-1, -1, 2)
     state = torch.ones_like(batch["state"]) / S
     batch |= {"joint_action": action, "g/action": action, "g/reward": alike, "g/next_active": ~ended["g/truncated"], **ended}
-    batch |= {"state": state, "next_state": state}
+    batch |= {"state": state, "next_state": state, "over": ended["g/truncated"].any(-1), "cut": ended["g/truncated"].any(-1)}
     errors = {}
     for hidden in ([], [16]):
         agent, _ = agent_of(
