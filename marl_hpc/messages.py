@@ -151,9 +151,9 @@ class CommunicatingNetwork(StackedNetwork):
         x = self.perceive(observation, layers)
         steps = x.view(self.agents, len(first), -1, x.shape[-1])
         present, memories = inward(memory), []
-        for t in range(len(first)):
+        for t, seen in enumerate(steps.unbind(1)):
             present = present.masked_fill(first[t, None, :, None], 0)
-            after = self.listen(steps[:, t], present, layers)
+            after = self.listen(seen, present, layers)
             if self.fingerprint:
                 assert describe is not None, "who has fingerprints says what they are"
                 with torch.no_grad():
@@ -173,14 +173,13 @@ class CommunicatingNetwork(StackedNetwork):
 
     def listen(self, x: Tensor, memory: Tensor, layers: list[Tensor]) -> Tensor:
         """Hidden states [N, samples, H] after a step, from what agents perceive in it and all memories [N, samples, H + F] before."""
-        hidden = memory[..., : self.units]
+        kinds = [self.units, self.fingerprint] if self.fingerprint else [self.units]
+        hidden = memory.split(kinds, -1)[0]
         others = layers[2 * self.inner + 4 :]
         if self.kind == "neurcomm":
-            heard = self.hear(memory)
-            parts = [x, self.activation(linear(side_by_side(heard[..., : self.units]), others))]
-            if self.fingerprint:
-                parts.append(self.activation(linear(side_by_side(heard[..., self.units :]), others[2:])))
-            x = torch.cat(parts, -1)
+            heard = [side_by_side(part) for part in self.hear(memory).split(kinds, -1)]
+            parts = [self.activation(linear(part, others[2 * i :])) for i, part in enumerate(heard)]
+            x = torch.cat([x, *parts], -1)
         elif self.kind == "commnet":
             total = self.hear(hidden).sum(1)
             assert self.neighbors is not None

@@ -130,9 +130,9 @@ class AgentNetwork(nn.Module):
         if not self.units:
             return x, x.new_zeros(*x.shape[:-1], 0)
         memories = []
-        for t in range(len(x)):
+        for t, seen in enumerate(x.unbind()):  # whose gradient is put together once; x[t] would have one of x's size in each step
             memory = memory.masked_fill(first[t, :, None, None], 0)
-            after = self.cell(x[t].flatten(0, 1), memory.flatten(0, 1)).view_as(memory)
+            after = self.cell(seen.flatten(0, 1), memory.flatten(0, 1)).view_as(memory)
             memory = torch.where(active[t, ..., None], after, memory)
             if t < self.burn_in:
                 memory = memory.detach()
@@ -210,9 +210,9 @@ class StackedNetwork(nn.Module):
             return out, out.new_zeros(*out.shape[:-1], 0)
         steps = x.view(self.agents, len(first), -1, x.shape[-1])
         present, memories = inward(memory), []
-        for t in range(len(first)):
+        for t, seen in enumerate(steps.unbind(1)):
             present = present.masked_fill(first[t, None, :, None], 0)
-            present = torch.where(active[t].T.unsqueeze(-1), self.cell(steps[:, t], present, layers), present)
+            present = torch.where(active[t].T.unsqueeze(-1), self.cell(seen, present, layers), present)
             if t < self.burn_in:
                 present = present.detach()
             memories.append(present)
