@@ -78,11 +78,6 @@ def plan(config: Config, spec: EnvSpec) -> list[Plan]:
         by_algorithm = paradigm.critic_sees == "algorithm"
         critic_sees = getattr(algorithm, "critic_sees", "own") if by_algorithm else paradigm.critic_sees
         joint_actions = by_algorithm and getattr(algorithm, "sees_joint_actions", False)
-        if joint_actions and sum(len(group.agents) for group in members) < len(spec.agents):
-            raise ConfigError(
-                f"algorithm={own.get('name', config.algorithm.get('name'))} learns from what everybody does, together: of {len(spec.agents):,} agents interface {name!r} has "
-                f"{sum(len(group.agents) for group in members):,}; put all into one group, or use algorithm=a2c or ppo"
-            )
         if not paradigm.teams and "team_reward" in section:
             raise ConfigError(
                 f"interfaces.{name}: team_reward={section['team_reward']} is about teams, and agents of paradigm={paradigm_name} have their own "
@@ -121,6 +116,11 @@ def plan(config: Config, spec: EnvSpec) -> list[Plan]:
             if getattr(algorithm, "local_critics", False) or getattr(options, "messages", "none") != "none":
                 interface = replace(interface, neighbors=neighbors_of(config.topology, spec, next(iter(members))))
         algorithm.check(options, interface, config.rollout.fragment)
+        if joint_actions and sum(len(group.agents) for group in members) < len(spec.agents):
+            raise ConfigError(
+                f"algorithm={own.get('name', config.algorithm.get('name'))} learns from what everybody does, together: of {len(spec.agents):,} agents interface {name!r} has "
+                f"{sum(len(group.agents) for group in members):,}; put all into one group, or use algorithm=a2c or ppo"
+            )
         plans.append(Plan(interface, paradigm.agent, algorithm, options))
     check_used(config, plans)
     plans = [p._replace(interface=lined(p.interface, line)) for line in range(lines_of(config.population)) for p in plans]

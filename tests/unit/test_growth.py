@@ -46,7 +46,7 @@ def test_two_replicas_learn_from_the_minibatches_of_one(tmp_path, monkeypatch, s
         given = {name: x[:, mine] for name, x in batch.parts.items()}
         useful = learner.growth.useful(plan.interface, given, batch.columns[mine], total)
         assert useful[2] == copies
-        metrics, failed = learn(own, 0, [batch._replace(parts=given, columns=batch.columns[mine])])
+        metrics, _, failed = learn(own, 0, [batch._replace(parts=given, columns=batch.columns[mine])])
         assert not failed
         return agent.parameters.values.detach().clone(), metrics, len(useful[1])
 
