@@ -174,7 +174,7 @@ def neighbor_allreduce(
         raise ValueError(f"columns are of a matrix [n, P]; got x of shape {tuple(x.shape)}")
     if columns is not None:
         columns = checked_columns(columns, x.shape[1])
-    if not isinstance(rounds, int) or rounds < 1:
+    if not isinstance(rounds, int | np.integer) or rounds < 1:
         raise ValueError(f"rounds={rounds} must be a whole number, 1 or more")
     if out is not None and out.requires_grad and torch.is_grad_enabled():
         raise ValueError("out requires a gradient, and is written to; call it under torch.no_grad(), or give out=out.data")
